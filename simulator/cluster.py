@@ -1,0 +1,147 @@
+"""Replicas behind a router, and the clients in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from simulator.cost import CostModel
+from simulator.engine import EngineConfig
+from simulator.events import ARRIVAL, SAMPLE, Instant
+from simulator.replica import Replica, Snapshot
+from simulator.request import RequestTable
+from simulator.router import Router
+from simulator.sequence import NEVER, Sequence
+from simulator.workload import Barrier, ClosedLoop, OpenLoop
+
+NS_PER_S = 1_000_000_000
+Process = Generator[simpy.Event, Any, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """Samples of every replica at equal distances; step ends of the same instant are included."""
+
+    time_ns: NDArray[np.int64]
+    """int64[m]"""
+    kv_blocks: NDArray[np.int64]
+    """int64[m, replicas], as all that follow."""
+    running: NDArray[np.int64]
+    waiting: NDArray[np.int64]
+    batch_tokens: NDArray[np.int64]
+
+
+class Cluster:
+    """Equal replicas, and what became of every request (sequences by row; None: not sent)."""
+
+    def __init__(
+        self, env: simpy.Environment, engine: EngineConfig, cost: CostModel, replicas: int, router: Router, stride: int | None
+    ) -> None:
+        self.env = env
+        self.router = router
+        self.replicas = [Replica(env, index, engine, cost, stride, self._finished) for index in range(replicas)]
+        self.done = simpy.Event(env)
+        """Happens when all requests are finished."""
+        self.num_sent = 0
+        self._egress_ns = cost.artifact.overheads.egress_ns
+        self._samples: list[tuple[int, list[Snapshot]]] = []
+        self._answered: Callable[[], None] = lambda: None
+
+    @property
+    def now_ns(self) -> int:
+        """The simulation clock."""
+        return int(self.env.now)
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def serve(self, requests: RequestTable, loop: OpenLoop | ClosedLoop | Barrier) -> None:
+        """Starts the clients."""
+        n = len(requests)
+        self.sent_ns = np.full(n, NEVER, np.int64)
+        self.finish_ns = np.full(n, NEVER, np.int64)
+        self.replica_of = np.full(n, NEVER, np.int64)
+        self.sequences: list[Sequence | None] = [None] * n
+        self._unfinished = n
+        columns = (requests.prompt_tokens, requests.output_tokens, requests.max_tokens, requests.priority)
+        self._asked = list(zip(*(column.tolist() for column in columns), strict=True))
+        match loop:
+            case OpenLoop():
+                self.env.process(self._send_as_recorded(requests.arrival_ns.tolist()))
+            case ClosedLoop(num_clients=clients, think_s=think_s):
+                think_ns = round(think_s * NS_PER_S)
+                self._answered = lambda: self._send_later(think_ns)
+                self._next_row = min(clients, n)
+                self._send_all(range(self._next_row), 0)
+            case Barrier(batch_size=size):
+                self._batch_left = 0
+                self._answered = lambda: self._send_batch_when_empty(size)
+                self._answered()
+
+    def _send_as_recorded(self, arrival_ns: list[int]) -> Process:
+        for row, at_ns in enumerate(arrival_ns):
+            yield Instant(self.env, at_ns, ARRIVAL)
+            self._send(row)
+
+    def _send_all(self, rows: range, at_ns: int) -> None:
+        for row in rows:
+            self._at(at_ns, partial(self._send, row))
+
+    def _send_later(self, think_ns: int) -> None:
+        if self._next_row < len(self._asked):
+            row = self._next_row
+            self._next_row += 1
+            self._at(self.now_ns + self._egress_ns + think_ns, partial(self._send, row))
+
+    def _send_batch_when_empty(self, size: int) -> None:
+        self._batch_left -= 1
+        if self._batch_left > 0:
+            return
+        first = self.num_sent
+        self._batch_left = min(size, len(self._asked) - first)
+        self._send_all(range(first, first + self._batch_left), self.now_ns + (self._egress_ns if first else 0))
+
+    def _at(self, at_ns: int, action: Callable[[], None]) -> None:
+        instant = Instant(self.env, at_ns, ARRIVAL)
+        assert instant.callbacks is not None
+        instant.callbacks.append(lambda _: action())
+
+    def _send(self, row: int) -> None:
+        prompt_tokens, output_tokens, max_tokens, priority = self._asked[row]
+        now = self.now_ns
+        sequence = Sequence(row, prompt_tokens, output_tokens, max_tokens, priority, now)
+        index = self.router.route(self.replicas) if len(self.replicas) > 1 else 0
+        self.sequences[row] = sequence
+        self.sent_ns[row] = now
+        self.replica_of[row] = index
+        self.num_sent += 1
+        self.replicas[index].submit(sequence)
+
+    def _finished(self, sequence: Sequence) -> None:
+        self.finish_ns[sequence.row] = self.now_ns + self._egress_ns
+        self._unfinished -= 1
+        self._answered()
+        if self._unfinished == 0:
+            self.done.succeed()
+
+    # -- observing --------------------------------------------------------------------------------------------------
+
+    def observe(self, sample_ns: int) -> None:
+        """Starts sampling every `sample_ns`."""
+        self.env.process(self._sample(sample_ns))
+
+    def _sample(self, sample_ns: int) -> Process:
+        for tick in range(1 << 62):
+            yield Instant(self.env, tick * sample_ns, SAMPLE)
+            self._samples.append((self.now_ns, [replica.snapshot() for replica in self.replicas]))
+
+    def timeline(self) -> Timeline:
+        """All samples so far."""
+        times = np.array([time for time, _ in self._samples], np.int64)
+        states = np.array([row for _, row in self._samples], np.int64).reshape(len(times), len(self.replicas), len(Snapshot._fields))
+        return Timeline(times, *(states[:, :, column] for column in range(len(Snapshot._fields))))

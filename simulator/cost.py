@@ -1,0 +1,315 @@
+"""What a step costs: a batch's composition in, nanoseconds out. One definition for the fit and the simulator."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from simulator.engine import GraphMode
+from simulator.errors import UserError
+
+Column = Any
+"""A number, or an array of shape (k,) with one entry a step."""
+
+
+class StepFeatures(NamedTuple):
+    """The composition of one engine step (numbers), or of k steps (columns of shape (k,); constants may stay numbers)."""
+
+    prefill_seqs: Column = 0
+    """Sequences with a chunk of prompt (or of recomputed tokens) in the step."""
+    prefill_tokens: Column = 0
+    """Tokens of those chunks."""
+    prefill_context_tokens: Column = 0
+    """Sum of the chunks' end positions: keys and values read."""
+    prefill_attention_tokens: Column = 0
+    """Sum over chunks of chunk tokens × end position: attention work."""
+    decode_seqs: Column = 0
+    """Sequences that decode."""
+    decode_context_tokens: Column = 0
+    """Sum of their contexts, the new token included."""
+    decode_context_max_tokens: Column = 0
+    """The longest of those contexts."""
+    verify_tokens: Column = 0
+    """Draft tokens verified beside the one token a decoding sequence always has."""
+    padded_tokens: Column = 0
+    """Tokens of the batch after CUDA-graph padding."""
+    graph_mode: Column = GraphMode.FULL
+    """`GraphMode` of the launch."""
+
+    @property
+    def tokens(self) -> Column:
+        """Tokens of the batch before padding."""
+        return self.prefill_tokens + self.decode_seqs + self.verify_tokens
+
+
+MOVING = frozenset({"decode_context_tokens", "decode_context_max_tokens"})
+"""Features that change from one step of a steady decode to the next; all others stay."""
+
+_FACTOR = re.compile(r"(?P<name>[a-z_]+)(\[(?P<low>\d+)?:(?P<high>\d+)?\])?")
+_NAMES = (*StepFeatures._fields, "tokens", "one")
+
+
+class Factor(NamedTuple):
+    """One feature, or the part of it between two knots: `padded_tokens[64:128]` is `clip(x, 64, 128) − 64`."""
+
+    name: str
+    low: int | None
+    high: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> Factor:
+        match = _FACTOR.fullmatch(text)
+        if match is None or match["name"] not in _NAMES:
+            raise ValueError(f"term {text!r}: expected NAME or NAME[low:high] with NAME one of {', '.join(_NAMES)}")
+        low, high = (None if knot is None else int(knot) for knot in (match["low"], match["high"]))
+        if high is not None and high <= (low or 0):
+            raise ValueError(f"term {text!r}: its upper knot must lie above its lower one")
+        return cls(match["name"], low, high)
+
+    def of(self, features: StepFeatures) -> Column:
+        if self.name == "one":
+            return 1
+        x = getattr(features, self.name)
+        # The same values from numbers and from arrays: a stretch of k steps must cost what k single steps do.
+        if isinstance(x, np.ndarray):
+            return x if self.low is self.high is None else np.clip(x, self.low, self.high) - (self.low or 0)
+        if self.high is not None:
+            x = min(x, self.high)
+        return max(x, self.low) - self.low if self.low is not None else x
+
+
+class Term:
+    """A product of factors, written `decode_seqs*decode_context_max_tokens[4096:]`: a column of the fit's design matrix."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.factors = [Factor.parse(part) for part in text.split("*")]
+
+    @property
+    def moves(self) -> bool:
+        """Whether the value changes within a steady decode."""
+        return any(factor.name in MOVING for factor in self.factors)
+
+    def of(self, features: StepFeatures) -> Column:
+        """Value of the term: a number, or shape (k,)."""
+        first, *others = self.factors
+        value = first.of(features)
+        for factor in others:
+            value = value * factor.of(features)
+        return value
+
+
+def design_matrix(terms: Iterable[str], features: StepFeatures) -> NDArray[np.float64]:
+    """float64[k, number of terms]: what the fit multiplies with its coefficients."""
+    k = np.broadcast(*features).size
+    return np.column_stack([np.broadcast_to(Term(text).of(features), k) for text in terms]).astype(np.float64)
+
+
+class Strict(BaseModel):
+    """Base of the artifact's parts: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Regime(Strict):
+    """Coefficients of one graph mode: nanoseconds by term, on the GPU and on the thread that launches."""
+
+    gpu_ns: dict[str, float]
+    launch_ns: dict[str, float] = {}
+
+    @field_validator("gpu_ns", "launch_ns")
+    @classmethod
+    def _physical(cls, coefficients: dict[str, float]) -> dict[str, float]:
+        for text, value in coefficients.items():
+            Term(text)
+            if not 0.0 <= value < float("inf"):
+                raise ValueError(f"coefficient of {text!r} is {value}; more work never takes less time: it must be 0 or more")
+        return coefficients
+
+
+class Memory(Strict):
+    """The KV pool, as vLLM reported it at start."""
+
+    num_gpu_blocks: int = Field(ge=2)
+    block_size: int = Field(ge=1)
+    gpu_memory_utilization: float = Field(0.92, gt=0, le=1)
+    max_model_len: int = Field(ge=1)
+    max_num_batched_tokens: int = Field(ge=1)
+    max_num_seqs: int = Field(ge=1)
+
+
+class Overheads(Strict):
+    """Times outside the GPU, nanoseconds."""
+
+    ingress_ns: int = Field(0, ge=0)
+    """Client's send to the engine's queue."""
+    egress_ns: int = Field(0, ge=0)
+    """End of a step to the token at the client."""
+    schedule_ns: int = Field(0, ge=0)
+    """CPU time between a step's result and the launch that follows it: outputs handled, next batch chosen."""
+
+
+class Provenance(Strict):
+    """Where the numbers come from."""
+
+    source: str
+    """Name of the profile or trace."""
+    sha256: str
+    """Hash of the raw measurements."""
+    fitted_by: str
+    note: str = ""
+
+
+class ErrorRow(Strict):
+    """Signed relative error (predicted / measured − 1) over one set of held-out measurements."""
+
+    judged_on: str
+    n: int
+    median_abs: float
+    p90_abs: float
+    signed_mean: float
+    """Weighted with the measured times: the error of their sum."""
+
+
+class Artifact(Strict):
+    """A fitted cost model as stored in `models/<gpu>/<model>/<weights>-kv_<dtype>-tp<n>.json`; `models/schema.json` is its schema."""
+
+    format_version: Literal[1]
+    gpu: str
+    model: str
+    weights: str
+    kv_cache_dtype: str
+    tensor_parallel_size: int = Field(ge=1)
+    engine: str
+    """Name and version, such as `vllm 0.26.0`."""
+    memory: Memory
+    step: dict[Literal["none", "piecewise", "full"], Regime]
+    overheads: Overheads
+    domain: dict[str, tuple[float, float]]
+    """Least and greatest measured value of each feature."""
+    error: list[ErrorRow]
+    provenance: Provenance
+
+    @field_validator("step")
+    @classmethod
+    def _complete(cls, step: dict[str, Regime]) -> dict[str, Regime]:
+        missing = {"none", "piecewise", "full"} - set(step)
+        if missing:
+            raise ValueError(f"graph mode {', '.join(sorted(missing))} is missing")
+        return step
+
+
+class _Sum:
+    """Σ coefficient × term, split into the part that stays and the part that moves within a steady decode."""
+
+    def __init__(self, coefficients: dict[str, float]) -> None:
+        terms = [(Term(text), value) for text, value in coefficients.items()]
+        self.still = [(term, value) for term, value in terms if not term.moves]
+        self.moving = [(term, value) for term, value in terms if term.moves]
+
+    def still_ns(self, features: StepFeatures) -> Column:
+        total = 0.0
+        for term, value in self.still:
+            total = total + value * term.of(features)
+        return total
+
+    def total_ns(self, features: StepFeatures, still_ns: Column) -> Column:
+        """Always still part first, then the moving terms in their order: float addition is not associative."""
+        total = still_ns
+        for term, value in self.moving:
+            total = total + value * term.of(features)
+        return total
+
+
+class CostModel:
+    """Step times of one model on one GPU under one optimization.
+
+    Example:
+        >>> model = CostModel.constant(step_ns=10_000_000)
+        >>> model.gpu_ns(StepFeatures(decode_seqs=8, padded_tokens=8))
+        10000000
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self._gpu = [_Sum(artifact.step[_mode_name(mode)].gpu_ns) for mode in GraphMode]
+        self._launch = [_Sum(artifact.step[_mode_name(mode)].launch_ns) for mode in GraphMode]
+        self._still_cache: dict[tuple[int, int, int], float] = {}
+
+    @classmethod
+    def load(cls, path: Path) -> CostModel:
+        """Reads and checks an artifact.
+
+        Raises:
+            UserError: the file is missing, is not JSON, or breaks the schema.
+        """
+        try:
+            return cls(Artifact.model_validate(json.loads(path.read_text())))
+        except FileNotFoundError:
+            raise UserError(f"cost model {path}: no such file") from None
+        except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+            raise UserError(f"cost model {path}: not readable as JSON ({error})") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "file"
+            raise UserError(f"cost model {path}: {where}: {first['msg']}") from None
+
+    @classmethod
+    def constant(cls, step_ns: int, *, per_seq_ns: float = 0.0, num_gpu_blocks: int = 100_000, block_size: int = 16) -> CostModel:
+        """A model in which every step takes `step_ns` plus `per_seq_ns` a decoding sequence: for analytic tests and benchmarks."""
+        regime = Regime(gpu_ns={"one": step_ns, "decode_seqs": per_seq_ns})
+        memory = Memory(
+            num_gpu_blocks=num_gpu_blocks, block_size=block_size, max_model_len=32768, max_num_batched_tokens=8192, max_num_seqs=1024
+        )
+        return cls(
+            Artifact(
+                format_version=1, gpu="none", model="constant", weights="none", kv_cache_dtype="auto", tensor_parallel_size=1,
+                engine="none", memory=memory, step={"none": regime, "piecewise": regime, "full": regime}, overheads=Overheads(),
+                domain={}, error=[], provenance=Provenance(source="none", sha256="", fitted_by="CostModel.constant"),
+            )
+        )  # fmt: skip
+
+    def gpu_ns(self, features: StepFeatures) -> Any:
+        """GPU time of the step(s), whole nanoseconds: an int, or int64[k]. An empty step takes none."""
+        mode = features.graph_mode
+        sums = self._gpu[mode]
+        return _whole_ns(sums.total_ns(features, self._still(features)))
+
+    def launch_ns(self, features: StepFeatures) -> int:
+        """Time that the launching thread needs, whole nanoseconds; the same for all steps of a steady decode.
+
+        `features` are those of one step.
+        """
+        sums = self._launch[features.graph_mode]
+        total_ns: float = sums.total_ns(features, sums.still_ns(features))
+        return round(total_ns)
+
+    def _still(self, features: StepFeatures) -> Column:
+        """The part that does not move; remembered for uniform decode, where only batch and padding enter."""
+        sums = self._gpu[features.graph_mode]
+        if features.prefill_seqs or features.verify_tokens:
+            return sums.still_ns(features)
+        key = (features.graph_mode, features.decode_seqs, features.padded_tokens)
+        still = self._still_cache.get(key)
+        if still is None:
+            still = self._still_cache[key] = sums.still_ns(features)
+        return still
+
+
+def _whole_ns(ns: Column) -> Any:
+    # Both round half to even, so one step and a stretch of steps agree to the nanosecond.
+    return np.rint(ns).astype(np.int64) if isinstance(ns, np.ndarray) else round(ns)
+
+
+def _mode_name(mode: GraphMode) -> Literal["none", "piecewise", "full"]:
+    names: dict[GraphMode, Literal["none", "piecewise", "full"]] = {
+        GraphMode.NONE: "none", GraphMode.PIECEWISE: "piecewise", GraphMode.FULL: "full",
+    }  # fmt: skip
+    return names[mode]

@@ -1,0 +1,245 @@
+"""A SimPy process: one engine that schedules, runs and commits steps."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+
+from simulator.clock import EngineClock, steady_ends
+from simulator.cost import CostModel, StepFeatures
+from simulator.engine import EngineConfig
+from simulator.events import STEP_END, Instant
+from simulator.scheduler import Scheduler, StepPlan
+from simulator.sequence import NEVER, Sequence
+from simulator.steplog import StepLog
+
+Int64 = NDArray[np.int64]
+
+LONGEST_STRETCH = 512
+"""Steps evaluated at once; results do not depend on it. Longer ones waste work when an arrival cuts them."""
+
+_UPTO = np.arange(LONGEST_STRETCH + 1, dtype=np.int64)
+
+
+class Snapshot(NamedTuple):
+    """The state of a replica at an instant."""
+
+    kv_blocks: int
+    running: int
+    waiting: int
+    """Requests routed here that hold no seat, those still on their way included."""
+    batch_tokens: int
+
+
+class Replica:
+    """One engine. `submit` hands it requests, `on_finish` is told of every one that finished.
+
+    Events at one instant are ordered by priority, so results never depend on which was scheduled first:
+    arrivals come before step ends, step ends come in the order of the replicas.
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        index: int,
+        engine: EngineConfig,
+        cost: CostModel,
+        stride: int | None,
+        on_finish: Callable[[Sequence], None],
+    ) -> None:
+        overheads = cost.artifact.overheads
+        self.env = env
+        self.index = index
+        self.engine = engine
+        self.cost = cost
+        self.stride = LONGEST_STRETCH if stride is None else min(stride, LONGEST_STRETCH)
+        self.log = StepLog(self._regenerate)
+        self.scheduler = Scheduler(engine, self.log)
+        self.clock = EngineClock(engine.depth, overheads.schedule_ns)
+        self.outstanding = 0
+        """Requests routed here and not finished."""
+        self.busy_ns = 0
+        self.num_events = 0
+        self._ingress_ns = overheads.ingress_ns
+        self._on_finish = on_finish
+        self._inbox: deque[Sequence] = deque()
+        self._ends: list[int] | Int64 = []
+        self._gpu_ends: list[int] | Int64 = []
+        self._gpu_ns = _UPTO[:0]
+        self._cut = 0
+        self._launch_ns = 0
+        self._timer = simpy.Event(env)
+        self._idle = True
+        env.process(self._run())
+
+    @property
+    def now_ns(self) -> int:
+        """The simulation clock."""
+        return int(self.env.now)
+
+    # -- from outside -----------------------------------------------------------------------------------------------
+
+    def submit(self, sequence: Sequence) -> None:
+        """A client's request was routed here at this instant; the engine sees it `ingress_ns` later."""
+        sequence.visible_from_ns = self.now_ns + self._ingress_ns
+        self.outstanding += 1
+        self._inbox.append(sequence)
+        if self._idle:
+            self._idle = False
+            self._wait_until(sequence.visible_from_ns)
+        elif self._cut > 1 and self.scheduler.heeds_arrivals():
+            cut = bisect_left(self._ends, sequence.visible_from_ns, 0, self._cut) + 1
+            if cut < self._cut:
+                self._cut = cut
+                self._wait_until(int(self._ends[cut - 1]))
+
+    def snapshot(self) -> Snapshot:
+        """What an observer sees now, within a stretch as well; step ends of this instant included."""
+        scheduler = self.scheduler
+        held = scheduler.pool.held_blocks
+        if self._cut > 1:
+            passed = min(bisect_right(self._ends, self.now_ns, 0, self._cut), self._cut - 1)
+            held += scheduler.decode.blocks_due(scheduler.step + 1, passed)
+        tokens = scheduler.in_flight[0].tokens if scheduler.in_flight else 0
+        return Snapshot(held, len(scheduler.running), len(scheduler.waiting) + len(self._inbox), tokens)
+
+    def close(self) -> None:
+        """Ends the run at this instant: the steps that ended within a stretch go to the log."""
+        if self._cut > 1:
+            passed = min(bisect_right(self._ends, self.now_ns, 0, self._cut), self._cut - 1)
+            if passed:
+                self._log_steps(self.scheduler.in_flight[0], passed)
+        self.scheduler.close_segments()
+
+    # -- the engine's loop ------------------------------------------------------------------------------------------
+
+    def _run(self) -> Generator[simpy.Event, Any, None]:
+        scheduler, in_flight, depth = self.scheduler, self.scheduler.in_flight, self.engine.depth
+        while True:
+            self._cut = 0
+            self._drain_inbox()
+            while len(in_flight) < depth and scheduler.has_requests:
+                self._launch(scheduler.schedule())
+            if not in_flight:
+                self._rest()
+                yield self._timer
+                continue
+            self._run_stretch()
+            self._wait_until(int(self._ends[self._cut - 1]))
+            yield self._timer
+            self._commit()
+
+    def _drain_inbox(self) -> None:
+        inbox, now = self._inbox, self.now_ns
+        while inbox and inbox[0].visible_from_ns <= now:
+            self.scheduler.add(inbox.popleft())
+
+    def _rest(self) -> None:
+        """Nothing to do: sleep until a request is seen."""
+        self._timer = simpy.Event(self.env)
+        if self._inbox:
+            self._wait_until(self._inbox[0].visible_from_ns)
+        else:
+            self._idle = True
+
+    def _wait_until(self, at_ns: int) -> None:
+        """The process wakes at `at_ns`; if it waits already, it now waits for that instant instead."""
+        timer = Instant(self.env, at_ns, STEP_END + self.index)
+        # Handing over the callbacks leaves the old timer to expire unheard.
+        timer.callbacks, self._timer.callbacks = self._timer.callbacks or [], []
+        self._timer = timer
+
+    def _launch(self, plan: StepPlan) -> None:
+        now = self.now_ns
+        for sequence in plan.admitted:
+            if sequence.scheduled_ns == NEVER:
+                sequence.scheduled_ns = now
+        if plan.tokens == 0:
+            # vLLM queues a plan without work, too; it is done at once.
+            plan.gpu_end_ns = now
+            return
+        features = plan.features(self.engine)
+        gpu_ns = self.cost.gpu_ns(features)
+        self._launch_ns = self.cost.launch_ns(features)
+        self.busy_ns += gpu_ns
+        plan.gpu_end_ns = self.clock.launch(now, gpu_ns, self._launch_ns)
+
+    def _run_stretch(self) -> None:
+        """Finds out when the steps end that nothing but an arrival can disturb."""
+        plans, scheduler = self.scheduler.in_flight, self.scheduler
+        first_ns = max(plans[0].gpu_end_ns, self.clock.cpu_free_ns, self.now_ns)
+        steps = 1 if self.stride == 1 else scheduler.stable_steps(self.stride)
+        self._cut = steps
+        if steps == 1:
+            self._ends = [first_ns]
+            self._gpu_ends = [plans[-1].gpu_end_ns]
+            return
+        plan = plans[-1]
+        gpu_ns = self._steady_gpu_ns(plan.step + 1, steps - 1, plan.decode_seqs, plan.intercept_sum, plan.intercept_max)
+        self._gpu_ns = gpu_ns
+        self._ends, self._gpu_ends = steady_ends(
+            self.engine.depth, first_ns, plan.gpu_end_ns, gpu_ns, self.clock.schedule_ns, self._launch_ns
+        )
+
+    def _steady_gpu_ns(self, first_step: int, steps: int, decode_seqs: int, intercept_sum: int, intercept_max: int) -> Int64:
+        upto = _UPTO[:steps]
+        padded, mode = self.engine.graphs.pad(decode_seqs, True)
+        context = upto * decode_seqs + (intercept_sum + decode_seqs * first_step)
+        longest = upto + (intercept_max + first_step)
+        gpu_ns = self.cost.gpu_ns(StepFeatures(0, 0, 0, 0, decode_seqs, context, longest, 0, padded, mode))
+        return np.broadcast_to(np.asarray(gpu_ns, np.int64), (steps,))
+
+    def _regenerate(
+        self, first_step: int, steps: int, decode_seqs: int, intercept_sum: int, intercept_max: int, first_ns: int, next_gpu_end_ns: int
+    ) -> Int64:
+        depth = self.engine.depth
+        gpu_ns = self._steady_gpu_ns(first_step + depth, steps - 1, decode_seqs, intercept_sum, intercept_max)
+        padded, mode = self.engine.graphs.pad(decode_seqs, True)
+        launch_ns = self.cost.launch_ns(StepFeatures(decode_seqs=decode_seqs, padded_tokens=padded, graph_mode=mode))
+        return np.asarray(steady_ends(depth, first_ns, next_gpu_end_ns, gpu_ns, self.clock.schedule_ns, launch_ns)[0])
+
+    def _log_steps(self, plan: StepPlan, steps: int) -> None:
+        ends = self._ends
+        self.log.add(
+            plan.step,
+            steps,
+            len(plan.chunks),
+            plan.prefill_tokens if plan.chunks else 0,
+            plan.decode_seqs,
+            plan.intercept_sum,
+            plan.intercept_max,
+            int(ends[0]),
+            int(self._gpu_ends[0]),
+            int(ends[steps - 1]),
+        )
+
+    def _commit(self) -> None:
+        steps, now = self._cut, self.now_ns
+        self.num_events += 1
+        self._log_steps(self.scheduler.in_flight[0], steps)
+        plan, finished = self.scheduler.commit(steps)
+        if steps > 1:
+            self._pass_steps(steps)
+        for sequence in plan.completing:
+            if sequence.first_token_ns == NEVER:
+                sequence.first_token_ns = now
+        for sequence in finished:
+            self.outstanding -= 1
+            self._on_finish(sequence)
+
+    def _pass_steps(self, steps: int) -> None:
+        """Brings the clocks to where `steps` single steps would have left them."""
+        gpu_end_ns = int(self._gpu_ends[steps - 1])
+        clock = self.clock
+        clock.gpu_free_ns = gpu_end_ns
+        clock.cpu_free_ns = int(self._ends[steps - 2]) + clock.schedule_ns + self._launch_ns
+        for plan in self.scheduler.in_flight:
+            plan.gpu_end_ns = gpu_end_ns
+        # GPU time of the steps launched on the way
+        self.busy_ns += int(self._gpu_ns[: steps - 1].sum())

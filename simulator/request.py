@@ -1,0 +1,100 @@
+"""What clients ask, as columns: one row a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.errors import UserError
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class RequestTable:
+    """Requests in the order in which their clients send them (rows sorted by `arrival_ns`).
+
+    Shapes: every column has length n. A closed loop ignores `arrival_ns`: its clients decide when to send.
+    Only the engine's own bookkeeping reads `output_tokens` and `visible_token`: no scheduler, router or admission rule may.
+    """
+
+    arrival_ns: Int64
+    """When the client sends the request, nanoseconds from the start of the run."""
+    prompt_tokens: Int64
+    """At least 1."""
+    output_tokens: Int64
+    """Tokens that the model emits, the end-of-sequence token included; at least 1, at most `max_tokens`."""
+    max_tokens: Int64
+    """The client's limit. An output that reaches it ends there (`truncated`), a shorter one ends by EOS."""
+    visible_token: Int64
+    """1-based index of the first token after the thinking; above `output_tokens` where the output ends while thinking."""
+    client: Int64
+    """Index into `client_names`."""
+    priority: Int64
+    """vLLM's priority: the smaller, the sooner. Read by `scheduling_policy: priority` alone."""
+    request_id: NDArray[np.str_]
+    """Unique names: those of the trace, or the row numbers."""
+    client_names: tuple[str, ...] = ("default",)
+
+    def __len__(self) -> int:
+        return len(self.arrival_ns)
+
+    @property
+    def truncated(self) -> NDArray[np.bool_]:
+        """bool[n]: whether the output ends because it reached `max_tokens`."""
+        return self.output_tokens >= self.max_tokens
+
+    def take(self, rows: Int64 | NDArray[np.bool_] | slice) -> RequestTable:
+        """The given rows, in the given order."""
+        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "client_names"}
+        return replace(self, **columns)
+
+    @classmethod
+    def build(
+        cls,
+        arrival_ns: Int64,
+        prompt_tokens: Int64,
+        output_tokens: Int64,
+        *,
+        max_tokens: Int64 | None = None,
+        visible_token: Int64 | None = None,
+        client: Int64 | None = None,
+        priority: Int64 | None = None,
+        request_id: NDArray[np.str_] | None = None,
+        client_names: tuple[str, ...] = ("default",),
+    ) -> RequestTable:
+        """A table with defaults filled in: outputs end by their limit, nothing is thought, one client, ids are row numbers.
+
+        Raises:
+            UserError: a column has another length, a length is below 1, or an output is longer than its limit.
+        """
+        n = len(arrival_ns)
+        table = cls(
+            arrival_ns=np.asarray(arrival_ns, np.int64),
+            prompt_tokens=np.asarray(prompt_tokens, np.int64),
+            output_tokens=np.asarray(output_tokens, np.int64),
+            max_tokens=np.asarray(output_tokens if max_tokens is None else max_tokens, np.int64),
+            visible_token=np.ones(n, np.int64) if visible_token is None else np.asarray(visible_token, np.int64),
+            client=np.zeros(n, np.int64) if client is None else np.asarray(client, np.int64),
+            priority=np.zeros(n, np.int64) if priority is None else np.asarray(priority, np.int64),
+            request_id=np.arange(n).astype(str) if request_id is None else request_id,
+            client_names=client_names,
+        )
+        table._check()
+        return table
+
+    def _check(self) -> None:
+        for field in fields(self):
+            if field.name != "client_names" and len(getattr(self, field.name)) != len(self):
+                raise UserError(f"requests: column {field.name} has {len(getattr(self, field.name))} rows, arrival_ns has {len(self)}")
+        for name in ("prompt_tokens", "output_tokens", "visible_token"):
+            column = getattr(self, name)
+            if len(column) and column.min() < 1:
+                raise UserError(f"requests: {name} is {column.min()} in row {int(column.argmin())}; it must be at least 1")
+        if (self.output_tokens > self.max_tokens).any():
+            row = int((self.output_tokens > self.max_tokens).argmax())
+            raise UserError(f"requests: output_tokens exceeds max_tokens in row {row}")
+        if len(self) and (self.arrival_ns[0] < 0 or (np.diff(self.arrival_ns) < 0).any()):
+            raise UserError("requests: arrival_ns must not be negative and must not decrease")

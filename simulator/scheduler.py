@@ -1,0 +1,399 @@
+"""vLLM's scheduling rules: who runs in the next step, with how many tokens, and who is preempted.
+
+Source: vLLM 0.26 `v1/core/sched/scheduler.py` `schedule()` and `update_from_output()`, `async_scheduler.py`,
+`v1/core/kv_cache_manager.py` `allocate_slots()`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+
+from simulator.cost import StepFeatures
+from simulator.decode import DecodeBatch
+from simulator.engine import EngineConfig
+from simulator.errors import InvariantError
+from simulator.kv import BlockPool, blocks_for
+from simulator.sequence import NEVER, Sequence
+from simulator.steplog import StepLog
+from simulator.waiting import FcfsQueue, PriorityQueue, WaitingQueue
+
+
+class StepPlan:
+    """The batch of one step, fixed when it was scheduled."""
+
+    __slots__ = (
+        "admitted",
+        "chunks",
+        "completing",
+        "decode_seqs",
+        "epoch",
+        "gpu_end_ns",
+        "intercept_max",
+        "intercept_sum",
+        "preempted",
+        "step",
+    )
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.chunks: list[tuple[Sequence, int, int]] = []
+        """(sequence, tokens, end position) of each piece of a prompt."""
+        self.completing: list[Sequence] = []
+        """Sequences whose last chunk is in the step: they emit a token."""
+        self.admitted: list[Sequence] = []
+        self.preempted: list[Sequence] = []
+        self.decode_seqs = 0
+        self.intercept_sum = 0
+        self.intercept_max = 0
+        self.epoch = NEVER
+        """Epoch of the decode batch if the step is a steady decode, which the next step would repeat; else NEVER."""
+        self.gpu_end_ns = 0
+
+    @property
+    def prefill_tokens(self) -> int:
+        return sum(tokens for _, tokens, _ in self.chunks)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the batch before padding."""
+        return self.decode_seqs + self.prefill_tokens
+
+    def features(self, engine: EngineConfig) -> StepFeatures:
+        """The composition of the step, for the cost model."""
+        decodes, step = self.decode_seqs, self.step
+        context, longest = self.intercept_sum + decodes * step, self.intercept_max + step
+        if not self.chunks:
+            padded, mode = engine.graphs.pad(decodes, True)
+            return StepFeatures(0, 0, 0, 0, decodes, context, longest, 0, padded, mode)
+        tokens = self.prefill_tokens
+        padded, mode = engine.graphs.pad(tokens + decodes, tokens == len(self.chunks))
+        ends = sum(end for _, _, end in self.chunks)
+        attention = sum(n * end for _, n, end in self.chunks)
+        return StepFeatures(len(self.chunks), tokens, ends, attention, decodes, context, longest if decodes else 0, 0, padded, mode)
+
+
+class Scheduler:
+    """One engine's scheduler. `schedule()` plans a step, `commit()` takes in the results of the oldest plan.
+
+    Laws: free + held blocks = usable; token budget and seats are never exceeded; a plan depends on no output length
+    that has not been reached yet.
+    """
+
+    def __init__(self, engine: EngineConfig, log: StepLog) -> None:
+        self.engine = engine
+        self.log = log
+        self.pool = BlockPool(engine.usable_blocks)
+        self.decode = DecodeBatch(engine.block_size)
+        self.waiting: WaitingQueue = FcfsQueue() if engine.scheduling_policy == "fcfs" else PriorityQueue()
+        self.running: list[Sequence] = []
+        self.in_flight: deque[StepPlan] = deque()
+        self.step = NEVER
+        """Index of the last scheduled step."""
+        self._prefilling = 0
+        self._finishing: dict[int, list[Sequence]] = {}
+        self._finish_steps: list[int] = []
+        self._watermark_blocks = int(engine.watermark * engine.num_gpu_blocks)
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether any request is unfinished."""
+        return bool(self.running) or len(self.waiting) > 0
+
+    def add(self, sequence: Sequence) -> None:
+        """A request arrives."""
+        self.waiting.add(sequence)
+
+    def heeds_arrivals(self) -> bool:
+        """Whether an arrival could change the next plan: there is a seat, and nobody in front whom it would wait for."""
+        if len(self.running) >= self.engine.max_num_seqs:
+            return False
+        return len(self.waiting) == 0 or self.engine.scheduling_policy == "priority"
+
+    # -- planning ---------------------------------------------------------------------------------------------------
+
+    def schedule(self) -> StepPlan:
+        """Plans the next step and puts it in flight."""
+        plan = StepPlan(self.step + 1)
+        self._skip_sure_finishers(plan.step)
+        if self._prefilling == 0 and self._decode_fits(plan.step):
+            budget = self._run_decodes(plan)
+        else:
+            budget = self._run_in_order(plan)
+        if not plan.preempted:
+            self._admit(plan, budget)
+        self._describe_decodes(plan)
+        self.step = plan.step
+        for sequence in plan.completing:
+            self._start_decoding(sequence, plan.step)
+        self.in_flight.append(plan)
+        return plan
+
+    def _skip_sure_finishers(self, step: int) -> None:
+        """Asynchronous: a request whose step in flight reaches `max_tokens` needs no further row."""
+        for sequence in self._finishing.get(step - 1, ()):
+            if sequence.decoding and sequence.sure_to_finish:
+                sequence.blocks = sequence.blocks_at(step - 1, self.engine.block_size)
+                sequence.emitted_tokens = sequence.emitted_at(step - 1)
+                self.decode.leave(sequence)
+
+    def _decode_fits(self, step: int) -> bool:
+        return self.decode.count <= self.engine.max_num_batched_tokens and self.decode.blocks_due(step) <= self.pool.free_blocks
+
+    def _run_decodes(self, plan: StepPlan) -> int:
+        """All running requests decode, and there is room for all: order does not matter. Returns the budget left."""
+        self.pool.take(self.decode.blocks_due(plan.step))
+        plan.epoch = self.decode.epoch
+        return self.engine.max_num_batched_tokens - self.decode.count
+
+    def _run_in_order(self, plan: StepPlan) -> int:
+        """The running requests in list order, preempting where blocks run out. Returns the budget left."""
+        budget = self.engine.max_num_batched_tokens
+        index = 0
+        while index < len(self.running) and budget > 0:
+            sequence = self.running[index]
+            tokens = self._tokens_for(sequence, budget)
+            if tokens == 0:
+                index += 1
+                continue
+            blocks = self._new_blocks(sequence, tokens, plan.step)
+            while blocks > self.pool.free_blocks and sequence.running:
+                victim = self._pick_victim()
+                if victim.last_step == plan.step:
+                    budget += self._unplan(plan, victim)
+                    index -= 1
+                self._preempt(plan, victim)
+            if not sequence.running:
+                break
+            self.pool.take(blocks)
+            sequence.last_step = plan.step
+            if not sequence.decoding:
+                self._put_chunk(plan, sequence, tokens, blocks)
+            budget -= tokens
+            index += 1
+        return budget
+
+    def _tokens_for(self, sequence: Sequence, budget: int) -> int:
+        if sequence.decoding:
+            return 1
+        tokens = sequence.num_tokens - sequence.num_computed_tokens if self._is_prefilling(sequence) else 0
+        threshold = self.engine.long_prefill_token_threshold
+        return min(tokens, budget, threshold) if threshold else min(tokens, budget)
+
+    @staticmethod
+    def _is_prefilling(sequence: Sequence) -> bool:
+        # A sure finisher is running, not decoding any more, and has nothing left to compute.
+        return sequence.finish_step == NEVER
+
+    def _new_blocks(self, sequence: Sequence, tokens: int, step: int) -> int:
+        if sequence.decoding:
+            return int(self.decode.is_due(sequence, step))
+        return blocks_for(sequence.num_computed_tokens + tokens, self.engine.block_size) - sequence.blocks
+
+    def _pick_victim(self) -> Sequence:
+        if self.engine.scheduling_policy == "fcfs":
+            return self.running.pop()
+        victim = max(self.running, key=lambda s: (s.priority, s.arrival_ns))
+        self.running.remove(victim)
+        return victim
+
+    def _unplan(self, plan: StepPlan, victim: Sequence) -> int:
+        """Takes a victim of this very step out of its plan; returns the tokens refunded."""
+        if victim.decoding:
+            return 1
+        tokens = next(n for sequence, n, _ in plan.chunks if sequence is victim)
+        plan.chunks = [chunk for chunk in plan.chunks if chunk[0] is not victim]
+        if victim in plan.completing:
+            plan.completing.remove(victim)
+            self._prefilling += 1
+        return tokens
+
+    def _preempt(self, plan: StepPlan, victim: Sequence) -> None:
+        """All blocks are lost; the request goes back to the queue and recomputes. Its token in flight still counts."""
+        before = plan.step - 1
+        if victim.decoding:
+            # If this step already gave the victim its block, that block goes back with the others.
+            victim.blocks = victim.blocks_at(plan.step if victim.last_step == plan.step else before, self.engine.block_size)
+            victim.emitted_tokens = min(victim.emitted_at(before), victim.output_tokens)
+            self._close_segment(victim, min(before, victim.finish_step))
+            self.decode.leave(victim)
+        elif self._is_prefilling(victim):
+            self._prefilling -= 1
+        else:
+            self._close_segment(victim, victim.finish_step)
+        if victim.finish_step > before:
+            self._forget_finish(victim)
+        self.pool.give_back(victim.blocks)
+        victim.blocks = 0
+        victim.num_computed_tokens = 0
+        victim.running = False
+        victim.preemptions += 1
+        self.waiting.put_back(victim)
+        plan.preempted.append(victim)
+
+    def _admit(self, plan: StepPlan, budget: int) -> None:
+        """The waiting requests in queue order; the first that cannot get its blocks ends the loop."""
+        engine = self.engine
+        while budget > 0 and len(self.waiting) > 0 and len(self.running) < engine.max_num_seqs:
+            sequence = self.waiting.peek()
+            tokens = sequence.num_tokens
+            if engine.long_prefill_token_threshold:
+                tokens = min(tokens, engine.long_prefill_token_threshold)
+            if tokens > budget and not engine.enable_chunked_prefill:
+                break
+            tokens = min(tokens, budget)
+            # The gate asks for room for the whole sequence but takes only the chunk's blocks: a test, not a reservation.
+            needed = blocks_for(sequence.num_tokens if engine.scheduler_reserve_full_isl else tokens, engine.block_size)
+            if needed + (self._watermark_blocks if self.running else 0) > self.pool.free_blocks:
+                break
+            blocks = blocks_for(tokens, engine.block_size)
+            self.pool.take(blocks)
+            self.waiting.pop()
+            self.running.append(sequence)
+            sequence.running = True
+            sequence.last_step = plan.step
+            self._prefilling += 1
+            plan.admitted.append(sequence)
+            self._put_chunk(plan, sequence, tokens, blocks)
+            budget -= tokens
+
+    def _put_chunk(self, plan: StepPlan, sequence: Sequence, tokens: int, blocks: int) -> None:
+        sequence.blocks += blocks
+        sequence.num_computed_tokens += tokens
+        plan.chunks.append((sequence, tokens, sequence.num_computed_tokens))
+        if sequence.num_computed_tokens == sequence.num_tokens:
+            plan.completing.append(sequence)
+            self._prefilling -= 1
+
+    def _describe_decodes(self, plan: StepPlan) -> None:
+        """Writes the decodes of the step into the plan; those that got no budget fall one step behind."""
+        decode = self.decode
+        if plan.epoch != NEVER:
+            if plan.chunks or decode.count == 0:
+                plan.epoch = NEVER
+            starved: list[Sequence] = []
+        else:
+            starved = [s for s in self.running if s.decoding and s.last_step != plan.step]
+            for sequence in starved:
+                decode.leave(sequence)
+        plan.decode_seqs, plan.intercept_sum, plan.intercept_max = decode.count, decode.intercept_sum, decode.intercept_max
+        for sequence in starved:
+            self._fall_behind(sequence, plan.step)
+
+    def _fall_behind(self, sequence: Sequence, step: int) -> None:
+        if sequence.finish_step < step:
+            # Its EOS is in flight: the row it did not get would have been wasted.
+            sequence.blocks = sequence.blocks_at(step - 1, self.engine.block_size)
+            sequence.emitted_tokens = sequence.output_tokens
+            return
+        self._close_segment(sequence, step - 1)
+        self._forget_finish(sequence)
+        sequence.intercept -= 1
+        self._open_segment(sequence, step + 1)
+        self._foresee_finish(sequence)
+        self.decode.join(sequence)
+
+    def _start_decoding(self, sequence: Sequence, step: int) -> None:
+        """`step` holds the last chunk: its result is a token, and every step after it adds one."""
+        sequence.intercept = sequence.num_tokens - step
+        self._open_segment(sequence, step)
+        self._foresee_finish(sequence)
+        self.decode.join(sequence)
+
+    def _foresee_finish(self, sequence: Sequence) -> None:
+        step = sequence.output_tokens - 1 + sequence.prompt_tokens - sequence.intercept
+        sequence.finish_step = step
+        if step in self._finishing:
+            self._finishing[step].append(sequence)
+        else:
+            self._finishing[step] = [sequence]
+            heappush(self._finish_steps, step)
+
+    def _forget_finish(self, sequence: Sequence) -> None:
+        if sequence.finish_step != NEVER:
+            self._finishing[sequence.finish_step].remove(sequence)
+            sequence.finish_step = NEVER
+
+    def _open_segment(self, sequence: Sequence, step: int) -> None:
+        sequence.segment_token, sequence.segment_step = sequence.emitted_at(step), step
+
+    def _close_segment(self, sequence: Sequence, last_step: int) -> None:
+        if sequence.segment_step != NEVER and last_step >= sequence.segment_step:
+            self.log.add_segment(sequence.row, sequence.segment_token, sequence.segment_step, last_step)
+        sequence.segment_step = NEVER
+
+    # -- results ----------------------------------------------------------------------------------------------------
+
+    def stable_steps(self, limit: int) -> int:
+        """How many steps, at most `limit`, end before the scheduler could decide anything else than to go on decoding.
+
+        1 unless all plans in flight are the same steady decode. Valid until a request arrives (`heeds_arrivals`).
+        """
+        epoch = self.decode.epoch
+        for plan in self.in_flight:
+            if plan.epoch != epoch:
+                return 1
+        # Steps that would be planned on the way: none may have a finisher to leave out, nor lack a block.
+        unplanned = min(limit - 1, self._next_finish() - self.step)
+        if unplanned <= 0:
+            return 1
+        return 1 + self.decode.steps_within(self.pool.free_blocks, self.step + 1, unplanned)
+
+    def _next_finish(self) -> int:
+        steps = self._finish_steps
+        while not self._finishing.get(steps[0]):
+            self._finishing.pop(heappop(steps), None)
+        return steps[0]
+
+    def commit(self, steps: int) -> tuple[StepPlan, list[Sequence]]:
+        """The results of the oldest plan and of the `steps` − 1 after it arrive (`steps` ≤ `stable_steps`).
+
+        Returns the oldest plan, and the sequences that finished.
+        """
+        plan = self.in_flight.popleft()
+        if steps > 1:
+            self._repeat(steps - 1)
+        done = plan.step + steps - 1
+        finished = self._finishing.pop(done, None)
+        if not finished:
+            return plan, []
+        for sequence in finished:
+            self._finish(sequence)
+        return plan, finished
+
+    def _repeat(self, steps: int) -> None:
+        """`steps` more steady decodes were planned, each like the last."""
+        self.pool.take(self.decode.blocks_due(self.step + 1, steps))
+        self.step += steps
+        for plan in self.in_flight:
+            plan.step += steps
+
+    def _finish(self, sequence: Sequence) -> None:
+        self._close_segment(sequence, sequence.finish_step)
+        if not sequence.running:
+            self.waiting.remove(sequence)
+        else:
+            if sequence.decoding:
+                sequence.blocks = sequence.blocks_at(self.step, self.engine.block_size)
+                self.decode.leave(sequence)
+            self.pool.give_back(sequence.blocks)
+            self.running.remove(sequence)
+            sequence.running = False
+        sequence.blocks = 0
+        sequence.emitted_tokens = sequence.output_tokens
+
+    def close_segments(self) -> None:
+        """Ends the run while requests are unfinished: what they emitted so far goes to the log."""
+        for sequence in self.running:
+            self._close_segment(sequence, min(self.step, sequence.finish_step))
+
+    def check_blocks(self) -> None:
+        """Law: free + held blocks = usable.
+
+        Raises:
+            InvariantError: it does not hold.
+        """
+        size = self.engine.block_size
+        held = sum(s.blocks_at(self.step, size) if s.decoding else s.blocks for s in self.running)
+        if held != self.pool.held_blocks:
+            raise InvariantError(f"requests hold {held} blocks, the pool says {self.pool.held_blocks}")

@@ -1,0 +1,83 @@
+"""One request inside one engine."""
+
+from __future__ import annotations
+
+NEVER = -1
+
+
+class Sequence:
+    """What the engine knows of a request, and the bookkeeping of what became of it.
+
+    A decoding sequence gains one token a step, so it is stored as a line: at step i it has `intercept + i` tokens in
+    context and `intercept + i − prompt_tokens + 1` tokens emitted. Nothing is touched while it decodes.
+    """
+
+    __slots__ = (
+        "arrival_ns",
+        "blocks",
+        "decoding",
+        "emitted_tokens",
+        "finish_step",
+        "first_token_ns",
+        "intercept",
+        "last_step",
+        "max_tokens",
+        "num_computed_tokens",
+        "output_tokens",
+        "preemptions",
+        "priority",
+        "prompt_tokens",
+        "row",
+        "running",
+        "scheduled_ns",
+        "segment_step",
+        "segment_token",
+        "visible_from_ns",
+    )
+
+    def __init__(self, row: int, prompt_tokens: int, output_tokens: int, max_tokens: int, priority: int = 0, arrival_ns: int = 0) -> None:
+        self.row = row
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        """Known to the bookkeeping alone: it says when a sequence finishes, never what is scheduled."""
+        self.max_tokens = max_tokens
+        self.priority = priority
+        self.arrival_ns = arrival_ns
+        self.visible_from_ns = arrival_ns
+        """When the engine can first see the request."""
+        self.emitted_tokens = 0
+        """Valid unless decoding: tokens emitted, those in flight included."""
+        self.num_computed_tokens = 0
+        """Valid while prefilling."""
+        self.blocks = 0
+        """Blocks held; valid unless decoding."""
+        self.running = False
+        self.decoding = False
+        self.intercept = 0
+        self.finish_step = NEVER
+        """Step whose result is the last token; known once the sequence decodes."""
+        self.last_step = NEVER
+        """Last step into which the in-order path of the scheduler put the sequence."""
+        self.segment_token = 0
+        self.segment_step = NEVER
+        self.scheduled_ns = NEVER
+        self.first_token_ns = NEVER
+        self.preemptions = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and emitted tokens: what has to be computed before the next token; valid unless decoding."""
+        return self.prompt_tokens + self.emitted_tokens
+
+    @property
+    def sure_to_finish(self) -> bool:
+        """Whether the output ends because it reaches `max_tokens`, which the scheduler can foresee, and not by EOS."""
+        return self.output_tokens == self.max_tokens
+
+    def emitted_at(self, step: int) -> int:
+        """Tokens emitted when the results of `step` are in; the sequence decodes."""
+        return self.intercept + step - self.prompt_tokens + 1
+
+    def blocks_at(self, step: int, block_size: int) -> int:
+        """Blocks held once `step` is scheduled; the sequence decodes."""
+        return -(-(self.intercept + step) // block_size)
