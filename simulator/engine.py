@@ -94,8 +94,7 @@ class CudaGraphs:
 
     @staticmethod
     def _table(sizes: list[int], mode: GraphMode) -> list[tuple[int, GraphMode]]:
-        largest = sizes[-1] if sizes else 0
-        return [(sizes[bisect_left(sizes, tokens)], mode) for tokens in range(largest + 1)]
+        return [(sizes[bisect_left(sizes, tokens)], mode) for tokens in range(sizes[-1] + 1)] if sizes else []
 
     def pad(self, tokens: int, uniform_decode: bool) -> tuple[int, GraphMode]:
         """(tokens after padding, graph mode) of a batch of `tokens` tokens; `uniform_decode`: every sequence decodes."""

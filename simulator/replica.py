@@ -94,7 +94,7 @@ class Replica:
             self._idle = False
             self._wait_until(sequence.visible_from_ns)
         elif self._cut > 1 and self.scheduler.heeds_arrivals():
-            cut = bisect_left(self._ends, sequence.visible_from_ns, 0, self._cut) + 1
+            cut = self._steps_until(sequence.visible_from_ns)
             if cut < self._cut:
                 self._cut = cut
                 self._wait_until(int(self._ends[cut - 1]))
@@ -186,6 +186,12 @@ class Replica:
         self._ends, self._gpu_ends = steady_ends(
             self.engine.depth, first_ns, plan.gpu_end_ns, gpu_ns, self.clock.schedule_ns, self._launch_ns
         )
+        if self._inbox and scheduler.heeds_arrivals():
+            self._cut = self._steps_until(self._inbox[0].visible_from_ns)
+
+    def _steps_until(self, seen_ns: int) -> int:
+        """Steps of the stretch up to the end at which a request that is seen from `seen_ns` on is taken in."""
+        return min(bisect_left(self._ends, seen_ns, 0, self._cut) + 1, self._cut)
 
     def _steady_gpu_ns(self, first_step: int, steps: int, decode_seqs: int, intercept_sum: int, intercept_max: int) -> Int64:
         upto = _UPTO[:steps]

@@ -1,0 +1,82 @@
+"""The shipped cost models: which file answers for a GPU, a model and an optimization."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from simulator.errors import UserError
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+"""The folder of cost models: beside the package in a clone, and in an installed distribution too."""
+
+GPU_ALIASES = {"h100": "h100-sxm", "h200": "h200-sxm"}
+
+
+def find(
+    gpu: str,
+    model: str,
+    *,
+    weights: str = "bf16",
+    kv_cache_dtype: str = "auto",
+    tensor_parallel_size: int = 1,
+    speculation: str | None = None,
+    root: Path = MODELS,
+) -> Path:
+    """Path of the cost model that was measured for these options.
+
+    Models of one shape share one measurement: `models/<gpu>/aliases.json` maps their names to the owner's.
+
+    Args:
+        gpu: `h100-sxm`, `h200-sxm`, …, or a short name of `GPU_ALIASES`.
+        model: such as `r1-distill-qwen-7b`; case does not matter.
+        weights: `bf16`, `awq`, `gptq` or `fp8`.
+        kv_cache_dtype: `auto` or `fp8`.
+        tensor_parallel_size: GPUs of one replica.
+        speculation: `<method>-k<K>`, such as `eagle3-k3`.
+        root: the folder of cost models.
+
+    Raises:
+        UserError: nothing was measured for these options; the message lists what was.
+    """
+    gpu = gpu.lower()
+    gpu = GPU_ALIASES.get(gpu, gpu)
+    model = model.lower()
+    owner = aliases(gpu, root).get(model, model)
+    name = artifact_name(weights, kv_cache_dtype, tensor_parallel_size, speculation)
+    # Looked up in the listing, not tried as a path: a name with dots or slashes leads nowhere.
+    wanted = f"{gpu}/{owner}/{name}"
+    measured = {path.relative_to(root).as_posix(): path for path in artifacts(root)}
+    if wanted not in measured:
+        known = ", ".join(name.removesuffix(".json") for name in measured) or f"nothing in {root}"
+        raise UserError(f"no cost model for {wanted.removesuffix('.json')}; measured: {known}")
+    return measured[wanted]
+
+
+def artifact_name(weights: str, kv_cache_dtype: str, tensor_parallel_size: int, speculation: str | None = None) -> str:
+    """File name of an artifact: `bf16-kv_auto-tp1.json`."""
+    end = "" if speculation is None else f"-{speculation}"
+    return f"{weights}-kv_{kv_cache_dtype}-tp{tensor_parallel_size}{end}.json"
+
+
+def artifacts(root: Path = MODELS) -> list[Path]:
+    """All artifacts below `root`, in the order of their names."""
+    return sorted(root.glob("*/*/*-kv_*-tp*.json"))
+
+
+def aliases(gpu: str, root: Path = MODELS) -> dict[str, str]:
+    """Models that have the shape of another one, with that one's name.
+
+    Raises:
+        UserError: the file is not a JSON object of names.
+    """
+    path = root / gpu / "aliases.json"
+    if not path.is_file():
+        return {}
+    try:
+        names = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(names, dict) or not all(isinstance(owner, str) for owner in names.values()):
+        raise UserError(f"{path}: expected an object that maps a model's name to the name of the model of its shape")
+    return names

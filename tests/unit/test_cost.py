@@ -1,0 +1,160 @@
+"""Cost terms, the artifact, and that one step and a stretch of steps cost the same to the nanosecond."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.cost import Artifact, CostModel, StepFeatures, Term, design_matrix
+from simulator.engine import GraphMode
+from simulator.errors import UserError
+
+FEATURES = StepFeatures(
+    prefill_seqs=1, prefill_tokens=50, decode_seqs=9, decode_context_tokens=5000, decode_context_max_tokens=900, padded_tokens=64
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("one", 1),
+        ("tokens", 59),
+        ("padded_tokens", 64),
+        ("padded_tokens[64:128]", 0),
+        ("padded_tokens[:32]", 32),
+        ("padded_tokens[60:]", 4),
+        ("padded_tokens[16:48]", 32),
+        ("decode_seqs*decode_context_max_tokens[800:]", 900),
+        ("decode_seqs*decode_seqs", 81),
+    ],
+)
+def test_a_term_has_its_value(text: str, value: int) -> None:
+    assert Term(text).of(FEATURES) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ones",
+        "padded_tokens[",
+        "padded_tokens[64]",
+        "padded_tokens[a:b]",
+        "one*",
+        "one + one",
+        "tokens[-1:]",
+        "tokens[128:64]",
+        "tokens[64:64]",
+    ],
+)
+def test_a_bad_term_is_refused_by_name(text: str) -> None:
+    with pytest.raises(ValueError, match="term"):
+        Term(text)
+
+
+knots = st.integers(0, 600)
+segments = st.builds(lambda low, width: f"[{low}:{low + width}]", knots, st.integers(1, 600)) | knots.map(lambda low: f"[{low}:]")
+factors = st.builds(
+    str.__add__,
+    st.sampled_from(["padded_tokens", "decode_seqs", "decode_context_tokens", "decode_context_max_tokens"]),
+    segments | st.just("") | knots.filter(bool).map(lambda high: f"[:{high}]"),
+)
+terms = st.lists(factors, min_size=1, max_size=2).map("*".join)
+
+
+@given(
+    coefficients=st.dictionaries(terms | st.just("one"), st.floats(0, 1e7), min_size=1, max_size=5),
+    seqs=st.integers(1, 512),
+    longest=st.integers(1, 9000),
+    steps=st.integers(1, 20),
+)
+def test_a_stretch_of_steps_costs_what_its_steps_cost(coefficients: dict[str, float], seqs: int, longest: int, steps: int) -> None:
+    model = with_coefficients(coefficients)
+    grown = np.arange(steps)
+    single = StepFeatures(decode_seqs=seqs, padded_tokens=seqs + 3, decode_context_tokens=seqs * longest, decode_context_max_tokens=longest)
+    stretch = single._replace(decode_context_tokens=seqs * longest + seqs * grown, decode_context_max_tokens=longest + grown)
+    one_by_one = [
+        model.gpu_ns(single._replace(decode_context_tokens=seqs * (longest + k), decode_context_max_tokens=longest + k))
+        for k in range(steps)
+    ]
+    together = model.gpu_ns(stretch)
+    # Where no term moves, one number stands for all steps.
+    assert np.broadcast_to(together, steps).tolist() == one_by_one
+
+
+@given(text=terms, values=st.lists(st.integers(0, 2000), min_size=1, max_size=10))
+def test_a_term_is_the_same_for_numbers_and_for_columns(text: str, values: list[int]) -> None:
+    column = np.array(values)
+    columns = StepFeatures(decode_seqs=column, decode_context_tokens=column, decode_context_max_tokens=column, padded_tokens=column)
+    single = [StepFeatures(decode_seqs=v, decode_context_tokens=v, decode_context_max_tokens=v, padded_tokens=v) for v in values]
+    assert Term(text).of(columns).tolist() == [Term(text).of(features) for features in single]
+
+
+@given(text=terms, value=st.integers(0, 2000), more=st.integers(0, 500))
+def test_more_work_never_takes_less_time(text: str, value: int, more: int) -> None:
+    def of(v: int) -> int:
+        return int(Term(text).of(StepFeatures(decode_seqs=v, decode_context_tokens=v, decode_context_max_tokens=v, padded_tokens=v)))
+
+    assert of(value) <= of(value + more)
+
+
+def test_a_design_matrix_has_a_column_a_term() -> None:
+    features = StepFeatures(decode_seqs=np.array([1, 2, 3]), padded_tokens=np.array([1, 2, 4]), graph_mode=GraphMode.FULL)
+    matrix = design_matrix(["one", "padded_tokens[2:]", "decode_seqs*padded_tokens"], features)
+    assert matrix.tolist() == [[1, 0, 1], [1, 0, 4], [1, 2, 12]]
+
+
+def with_coefficients(gpu_ns: dict[str, float]) -> CostModel:
+    plain = CostModel.constant(1).artifact.model_dump(mode="json")
+    regime = {"gpu_ns": gpu_ns}
+    return CostModel(Artifact.model_validate({**plain, "step": {"none": regime, "piecewise": regime, "full": regime}}))
+
+
+def test_an_artifact_survives_its_file(tmp_path: Path) -> None:
+    artifact = CostModel.constant(10_000_000, per_seq_ns=123.456).artifact
+    path = tmp_path / "model.json"
+    path.write_text(artifact.model_dump_json())
+    assert CostModel.load(path).artifact == artifact
+
+
+def broken(**changed: object) -> str:
+    return json.dumps({**CostModel.constant(1).artifact.model_dump(mode="json"), **changed})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not readable as JSON"),
+        ('{"format_version": 1', "not readable as JSON"),
+        ("[]", "file"),
+        ("{}", "format_version"),
+        (broken(format_version=2), "format_version"),
+        (broken(tensor_parallel_size=0), "tensor_parallel_size"),
+        (broken(surprise=1), "surprise"),
+        (broken(step={"full": {"gpu_ns": {"one": 1.0}}}), "none, piecewise is missing"),
+        (broken(step={mode: {"gpu_ns": {"one": -1.0}} for mode in ("none", "piecewise", "full")}), "must be 0 or more"),
+        (broken(step={mode: {"gpu_ns": {"one": float("nan")}} for mode in ("none", "piecewise", "full")}), "must be 0 or more"),
+        (broken(step={mode: {"gpu_ns": {"two": 1.0}} for mode in ("none", "piecewise", "full")}), "two"),
+    ],
+)
+def test_a_corrupt_artifact_is_one_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "model.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=says) as caught:
+        CostModel.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_artifact_that_is_no_text_or_not_there_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    path.write_bytes(b"\xff\xfe\x00garbage")
+    with pytest.raises(UserError, match="not readable as JSON"):
+        CostModel.load(path)
+    with pytest.raises(UserError, match="no such file"):
+        CostModel.load(tmp_path / "none.json")
