@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,9 @@ from simulator.workload import Barrier, ClosedLoop, OpenLoop
 
 NS_PER_S = 1_000_000_000
 Process = Generator[simpy.Event, Any, None]
+
+SOONEST_NS = 1
+"""From an answer to what its client sends next: never the same instant, whose other step ends may be past or to come."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +54,8 @@ class Cluster:
         """Happens when all requests are finished."""
         self.num_sent = 0
         self._egress_ns = cost.artifact.overheads.egress_ns
-        self._samples: list[tuple[int, list[Snapshot]]] = []
+        self._samples = array("q")
+        """The time, then the snapshot of each replica, and so on."""
         self._answered: Callable[[], None] = lambda: None
 
     @property
@@ -96,7 +101,7 @@ class Cluster:
         if self._next_row < len(self._asked):
             row = self._next_row
             self._next_row += 1
-            self._at(self.now_ns + self._egress_ns + think_ns, partial(self._send, row))
+            self._at(self.now_ns + max(self._egress_ns + think_ns, SOONEST_NS), partial(self._send, row))
 
     def _send_batch_when_empty(self, size: int) -> None:
         self._batch_left -= 1
@@ -104,7 +109,7 @@ class Cluster:
             return
         first = self.num_sent
         self._batch_left = min(size, len(self._asked) - first)
-        self._send_all(range(first, first + self._batch_left), self.now_ns + (self._egress_ns if first else 0))
+        self._send_all(range(first, first + self._batch_left), self.now_ns + max(self._egress_ns, SOONEST_NS) if first else 0)
 
     def _at(self, at_ns: int, action: Callable[[], None]) -> None:
         instant = Instant(self.env, at_ns, ARRIVAL)
@@ -138,10 +143,13 @@ class Cluster:
     def _sample(self, sample_ns: int) -> Process:
         for tick in range(1 << 62):
             yield Instant(self.env, tick * sample_ns, SAMPLE)
-            self._samples.append((self.now_ns, [replica.snapshot() for replica in self.replicas]))
+            self._samples.append(self.now_ns)
+            for replica in self.replicas:
+                self._samples.extend(replica.snapshot())
 
     def timeline(self) -> Timeline:
         """All samples so far."""
-        times = np.array([time for time, _ in self._samples], np.int64)
-        states = np.array([row for _, row in self._samples], np.int64).reshape(len(times), len(self.replicas), len(Snapshot._fields))
-        return Timeline(times, *(states[:, :, column] for column in range(len(Snapshot._fields))))
+        fields = len(Snapshot._fields)
+        samples = np.array(self._samples).reshape(-1, 1 + len(self.replicas) * fields)
+        states = samples[:, 1:].reshape(-1, len(self.replicas), fields)
+        return Timeline(samples[:, 0].copy(), *(states[:, :, column].copy() for column in range(fields)))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+from functools import reduce
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -52,37 +55,51 @@ class StepFeatures(NamedTuple):
 MOVING = frozenset({"decode_context_tokens", "decode_context_max_tokens"})
 """Features that change from one step of a steady decode to the next; all others stay."""
 
-_FACTOR = re.compile(r"(?P<name>[a-z_]+)(\[(?P<low>\d+)?:(?P<high>\d+)?\])?")
+_FACTOR = re.compile(r"(?P<name>[a-z_]+)(\[(?P<at>\d+)\]|\[(?P<low>\d+)?:(?P<high>\d+)?\])?")
 _NAMES = (*StepFeatures._fields, "tokens", "one")
 
 
 class Factor(NamedTuple):
-    """One feature, or the part of it between two knots: `padded_tokens[64:128]` is `clip(x, 64, 128) − 64`."""
+    """One feature, or the part of it between two knots: `padded_tokens[64:128]` is `clip(x, 64, 128) − 64`.
+
+    `padded_tokens[448]` is 1 at that value and 0 elsewhere: a size for which a library chose a bad kernel.
+    """
 
     name: str
     low: int | None
     high: int | None
+    at: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Factor:
         match = _FACTOR.fullmatch(text)
         if match is None or match["name"] not in _NAMES:
-            raise ValueError(f"term {text!r}: expected NAME or NAME[low:high] with NAME one of {', '.join(_NAMES)}")
-        low, high = (None if knot is None else int(knot) for knot in (match["low"], match["high"]))
+            raise ValueError(f"term {text!r}: expected NAME, NAME[low:high] or NAME[value] with NAME one of {', '.join(_NAMES)}")
+        low, high, at = (None if knot is None else int(knot) for knot in (match["low"], match["high"], match["at"]))
         if high is not None and high <= (low or 0):
             raise ValueError(f"term {text!r}: its upper knot must lie above its lower one")
-        return cls(match["name"], low, high)
+        return cls(match["name"], low, high, at)
 
-    def of(self, features: StepFeatures) -> Column:
+    def reader(self) -> Callable[[StepFeatures], Column]:
+        """What reads the factor's value, a number or shape (k,), from features."""
         if self.name == "one":
-            return 1
-        x = getattr(features, self.name)
-        # The same values from numbers and from arrays: a stretch of k steps must cost what k single steps do.
-        if isinstance(x, np.ndarray):
-            return x if self.low is self.high is None else np.clip(x, self.low, self.high) - (self.low or 0)
-        if self.high is not None:
-            x = min(x, self.high)
-        return max(x, self.low) - self.low if self.low is not None else x
+            return lambda _: 1
+        read = attrgetter(self.name)
+        if self.at is not None:
+            return lambda features: (read(features) == self.at) * 1
+        if self.low is self.high is None:
+            return read
+        low = 0 if self.low is None else self.low
+        high = sys.maxsize if self.high is None else self.high
+
+        def between_knots(features: StepFeatures) -> Column:
+            x = read(features)
+            # The same values from numbers and from arrays: a stretch of k steps must cost what k single steps do.
+            if isinstance(x, np.ndarray):
+                return np.minimum(np.maximum(x, low), high) - low
+            return min(x, high) - low if x > low else 0
+
+        return between_knots
 
 
 class Term:
@@ -90,20 +107,15 @@ class Term:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.factors = [Factor.parse(part) for part in text.split("*")]
-
-    @property
-    def moves(self) -> bool:
+        factors = [Factor.parse(part) for part in text.split("*")]
+        self.moves = any(factor.name in MOVING for factor in factors)
         """Whether the value changes within a steady decode."""
-        return any(factor.name in MOVING for factor in self.factors)
+        self.of = reduce(_product, (factor.reader() for factor in factors))
+        """Value of the term, from `StepFeatures`: a number, or shape (k,)."""
 
-    def of(self, features: StepFeatures) -> Column:
-        """Value of the term: a number, or shape (k,)."""
-        first, *others = self.factors
-        value = first.of(features)
-        for factor in others:
-            value = value * factor.of(features)
-        return value
+
+def _product(a: Callable[[StepFeatures], Column], b: Callable[[StepFeatures], Column]) -> Callable[[StepFeatures], Column]:
+    return lambda features: a(features) * b(features)
 
 
 def design_matrix(terms: Iterable[str], features: StepFeatures) -> NDArray[np.float64]:
@@ -211,20 +223,20 @@ class _Sum:
 
     def __init__(self, coefficients: dict[str, float]) -> None:
         terms = [(Term(text), value) for text, value in coefficients.items()]
-        self.still = [(term, value) for term, value in terms if not term.moves]
-        self.moving = [(term, value) for term, value in terms if term.moves]
+        self.still = [(term.of, value) for term, value in terms if not term.moves]
+        self.moving = [(term.of, value) for term, value in terms if term.moves]
 
     def still_ns(self, features: StepFeatures) -> Column:
         total = 0.0
-        for term, value in self.still:
-            total = total + value * term.of(features)
+        for term_of, value in self.still:
+            total = total + value * term_of(features)
         return total
 
     def total_ns(self, features: StepFeatures, still_ns: Column) -> Column:
         """Always still part first, then the moving terms in their order: float addition is not associative."""
         total = still_ns
-        for term, value in self.moving:
-            total = total + value * term.of(features)
+        for term_of, value in self.moving:
+            total = total + value * term_of(features)
         return total
 
 
@@ -241,7 +253,11 @@ class CostModel:
         self.artifact = artifact
         self._gpu = [_Sum(artifact.step[_mode_name(mode)].gpu_ns) for mode in GraphMode]
         self._launch = [_Sum(artifact.step[_mode_name(mode)].launch_ns) for mode in GraphMode]
-        self._still_cache: dict[tuple[int, int, int], float] = {}
+        self._still_cache: list[dict[tuple[int, int], float]] = [{} for _ in GraphMode]
+
+    def __reduce__(self) -> tuple[type[CostModel], tuple[Artifact]]:
+        # Its terms are closures, which do not travel to other processes; the artifact does.
+        return CostModel, (self.artifact,)
 
     @classmethod
     def load(cls, path: Path) -> CostModel:
@@ -296,10 +312,10 @@ class CostModel:
         sums = self._gpu[features.graph_mode]
         if features.prefill_seqs or features.verify_tokens:
             return sums.still_ns(features)
-        key = (features.graph_mode, features.decode_seqs, features.padded_tokens)
-        still = self._still_cache.get(key)
+        cache, key = self._still_cache[features.graph_mode], (features.decode_seqs, features.padded_tokens)
+        still = cache.get(key)
         if still is None:
-            still = self._still_cache[key] = sums.still_ns(features)
+            still = cache[key] = sums.still_ns(features)
         return still
 
 

@@ -21,10 +21,10 @@ from simulator.steplog import StepLog
 
 Int64 = NDArray[np.int64]
 
-LONGEST_STRETCH = 512
-"""Steps evaluated at once; results do not depend on it. Longer ones waste work when an arrival cuts them."""
+SHORTEST_REACH, LONGEST_REACH = 32, 4096
+"""Steps evaluated at once: twice as many as the last stretch had, for what an arrival cuts off is wasted. No result depends on it."""
 
-_UPTO = np.arange(LONGEST_STRETCH + 1, dtype=np.int64)
+_UPTO = np.arange(LONGEST_REACH, dtype=np.int64)
 
 
 class Snapshot(NamedTuple):
@@ -58,7 +58,7 @@ class Replica:
         self.index = index
         self.engine = engine
         self.cost = cost
-        self.stride = LONGEST_STRETCH if stride is None else min(stride, LONGEST_STRETCH)
+        self.stride = LONGEST_REACH if stride is None else min(stride, LONGEST_REACH)
         self.log = StepLog(self._regenerate)
         self.scheduler = Scheduler(engine, self.log)
         self.clock = EngineClock(engine.depth, overheads.schedule_ns)
@@ -73,6 +73,7 @@ class Replica:
         self._gpu_ends: list[int] | Int64 = []
         self._gpu_ns = _UPTO[:0]
         self._cut = 0
+        self._reach = SHORTEST_REACH
         self._launch_ns = 0
         self._timer = simpy.Event(env)
         self._idle = True
@@ -110,11 +111,12 @@ class Replica:
         return Snapshot(held, len(scheduler.running), len(scheduler.waiting) + len(self._inbox), tokens)
 
     def close(self) -> None:
-        """Ends the run at this instant: the steps that ended within a stretch go to the log."""
-        if self._cut > 1:
-            passed = min(bisect_right(self._ends, self.now_ns, 0, self._cut), self._cut - 1)
-            if passed:
-                self._log_steps(self.scheduler.in_flight[0], passed)
+        """Ends the run before the step ends of this instant; the steps that ended within a stretch count."""
+        passed = bisect_left(self._ends, self.now_ns, 0, self._cut) if self._cut > 1 else 0
+        if passed:
+            self._log_steps(self.scheduler.in_flight[0], passed)
+            self.scheduler.repeat(passed)
+            self.busy_ns += int(self._gpu_ns[:passed].sum())
         self.scheduler.close_segments()
 
     # -- the engine's loop ------------------------------------------------------------------------------------------
@@ -123,21 +125,22 @@ class Replica:
         scheduler, in_flight, depth = self.scheduler, self.scheduler.in_flight, self.engine.depth
         while True:
             self._cut = 0
-            self._drain_inbox()
+            now_ns = self.now_ns
+            self._drain_inbox(now_ns)
             while len(in_flight) < depth and scheduler.has_requests:
-                self._launch(scheduler.schedule())
+                self._launch(scheduler.schedule(), now_ns)
             if not in_flight:
                 self._rest()
                 yield self._timer
                 continue
-            self._run_stretch()
+            self._run_stretch(now_ns)
             self._wait_until(int(self._ends[self._cut - 1]))
             yield self._timer
             self._commit()
 
-    def _drain_inbox(self) -> None:
-        inbox, now = self._inbox, self.now_ns
-        while inbox and inbox[0].visible_from_ns <= now:
+    def _drain_inbox(self, now_ns: int) -> None:
+        inbox = self._inbox
+        while inbox and inbox[0].visible_from_ns <= now_ns:
             self.scheduler.add(inbox.popleft())
 
     def _rest(self) -> None:
@@ -155,26 +158,25 @@ class Replica:
         timer.callbacks, self._timer.callbacks = self._timer.callbacks or [], []
         self._timer = timer
 
-    def _launch(self, plan: StepPlan) -> None:
-        now = self.now_ns
+    def _launch(self, plan: StepPlan, now_ns: int) -> None:
         for sequence in plan.admitted:
             if sequence.scheduled_ns == NEVER:
-                sequence.scheduled_ns = now
+                sequence.scheduled_ns = now_ns
         if plan.tokens == 0:
             # vLLM queues a plan without work, too; it is done at once.
-            plan.gpu_end_ns = now
+            plan.gpu_end_ns = now_ns
             return
         features = plan.features(self.engine)
         gpu_ns = self.cost.gpu_ns(features)
         self._launch_ns = self.cost.launch_ns(features)
         self.busy_ns += gpu_ns
-        plan.gpu_end_ns = self.clock.launch(now, gpu_ns, self._launch_ns)
+        plan.gpu_end_ns = self.clock.launch(now_ns, gpu_ns, self._launch_ns)
 
-    def _run_stretch(self) -> None:
+    def _run_stretch(self, now_ns: int) -> None:
         """Finds out when the steps end that nothing but an arrival can disturb."""
         plans, scheduler = self.scheduler.in_flight, self.scheduler
-        first_ns = max(plans[0].gpu_end_ns, self.clock.cpu_free_ns, self.now_ns)
-        steps = 1 if self.stride == 1 else scheduler.stable_steps(self.stride)
+        first_ns = max(plans[0].gpu_end_ns, self.clock.cpu_free_ns, now_ns)
+        steps = 1 if self.stride == 1 else scheduler.stable_steps(min(self._reach, self.stride))
         self._cut = steps
         if steps == 1:
             self._ends = [first_ns]
@@ -199,7 +201,7 @@ class Replica:
         context = upto * decode_seqs + (intercept_sum + decode_seqs * first_step)
         longest = upto + (intercept_max + first_step)
         gpu_ns = self.cost.gpu_ns(StepFeatures(0, 0, 0, 0, decode_seqs, context, longest, 0, padded, mode))
-        return np.broadcast_to(np.asarray(gpu_ns, np.int64), (steps,))
+        return gpu_ns if isinstance(gpu_ns, np.ndarray) else np.full(steps, gpu_ns)
 
     def _regenerate(
         self, first_step: int, steps: int, decode_seqs: int, intercept_sum: int, intercept_max: int, first_ns: int, next_gpu_end_ns: int
@@ -216,7 +218,7 @@ class Replica:
             plan.step,
             steps,
             len(plan.chunks),
-            plan.prefill_tokens if plan.chunks else 0,
+            plan.prefill_tokens,
             plan.decode_seqs,
             plan.intercept_sum,
             plan.intercept_max,
@@ -241,6 +243,7 @@ class Replica:
 
     def _pass_steps(self, steps: int) -> None:
         """Brings the clocks to where `steps` single steps would have left them."""
+        self._reach = min(max(2 * steps, SHORTEST_REACH), LONGEST_REACH)
         gpu_end_ns = int(self._gpu_ends[steps - 1])
         clock = self.clock
         clock.gpu_free_ns = gpu_end_ns

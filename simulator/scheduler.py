@@ -32,6 +32,7 @@ class StepPlan:
         "intercept_max",
         "intercept_sum",
         "preempted",
+        "prefill_tokens",
         "step",
     )
 
@@ -43,16 +44,13 @@ class StepPlan:
         """Sequences whose last chunk is in the step: they emit a token."""
         self.admitted: list[Sequence] = []
         self.preempted: list[Sequence] = []
+        self.prefill_tokens = 0
         self.decode_seqs = 0
         self.intercept_sum = 0
         self.intercept_max = 0
         self.epoch = NEVER
         """Epoch of the decode batch if the step is a steady decode, which the next step would repeat; else NEVER."""
         self.gpu_end_ns = 0
-
-    @property
-    def prefill_tokens(self) -> int:
-        return sum(tokens for _, tokens, _ in self.chunks)
 
     @property
     def tokens(self) -> int:
@@ -102,6 +100,8 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """A request arrives."""
+        # No position lies beyond `max_model_len`: an output that gets there ends there, which can be foreseen, too.
+        sequence.max_tokens = min(sequence.max_tokens, self.engine.max_model_len - sequence.prompt_tokens)
         self.waiting.add(sequence)
 
     def heeds_arrivals(self) -> bool:
@@ -116,13 +116,16 @@ class Scheduler:
         """Plans the next step and puts it in flight."""
         plan = StepPlan(self.step + 1)
         self._skip_sure_finishers(plan.step)
-        if self._prefilling == 0 and self._decode_fits(plan.step):
+        starved: list[Sequence] = []
+        if self._decodes_come_first(plan.step):
             budget = self._run_decodes(plan)
+            budget = self._run_in_order(plan, budget, len(self.running) - self._prefilling)
         else:
-            budget = self._run_in_order(plan)
+            budget = self._run_in_order(plan, self.engine.max_num_batched_tokens)
+            starved = [s for s in self.running if s.decoding and s.last_step != plan.step]
         if not plan.preempted:
             self._admit(plan, budget)
-        self._describe_decodes(plan)
+        self._describe_decodes(plan, starved)
         self.step = plan.step
         for sequence in plan.completing:
             self._start_decoding(sequence, plan.step)
@@ -137,19 +140,27 @@ class Scheduler:
                 sequence.emitted_tokens = sequence.emitted_at(step - 1)
                 self.decode.leave(sequence)
 
-    def _decode_fits(self, step: int) -> bool:
-        return self.decode.count <= self.engine.max_num_batched_tokens and self.decode.blocks_due(step) <= self.pool.free_blocks
+    def _decodes_come_first(self, step: int) -> bool:
+        """Whether all decodes run, before all prompts, so that they need no look one by one."""
+        if self.decode.count > self.engine.max_num_batched_tokens:
+            return False
+        if self.engine.scheduling_policy == "priority":
+            return self._prefilling == 0 and self.decode.blocks_due(step) <= self.pool.free_blocks
+        return all(map(self._is_prefilling, self.running[len(self.running) - self._prefilling :]))
 
     def _run_decodes(self, plan: StepPlan) -> int:
-        """All running requests decode, and there is room for all: order does not matter. Returns the budget left."""
-        self.pool.take(self.decode.blocks_due(plan.step))
-        plan.epoch = self.decode.epoch
+        """All decodes, less the last in line where blocks run out. Returns the budget left."""
+        pool, decode = self.pool, self.decode
+        # A victim comes after all who got a block so far, so it makes no difference that they are handed out in the end.
+        while decode.blocks_due(plan.step) > pool.free_blocks:
+            self._preempt(plan, self._pick_victim())
+        pool.take(decode.blocks_due(plan.step))
+        if not self._prefilling and not plan.preempted:
+            plan.epoch = decode.epoch
         return self.engine.max_num_batched_tokens - self.decode.count
 
-    def _run_in_order(self, plan: StepPlan) -> int:
-        """The running requests in list order, preempting where blocks run out. Returns the budget left."""
-        budget = self.engine.max_num_batched_tokens
-        index = 0
+    def _run_in_order(self, plan: StepPlan, budget: int, index: int = 0) -> int:
+        """The running requests from `index` on in list order, preempting where blocks run out. Returns the budget left."""
         while index < len(self.running) and budget > 0:
             sequence = self.running[index]
             tokens = self._tokens_for(sequence, budget)
@@ -193,7 +204,8 @@ class Scheduler:
     def _pick_victim(self) -> Sequence:
         if self.engine.scheduling_policy == "fcfs":
             return self.running.pop()
-        victim = max(self.running, key=lambda s: (s.priority, s.arrival_ns))
+        # vLLM's arrival times are readings of a clock, no two alike: of those sent at one instant, the later row came later.
+        victim = max(self.running, key=lambda s: (s.priority, s.arrival_ns, s.row))
         self.running.remove(victim)
         return victim
 
@@ -203,6 +215,7 @@ class Scheduler:
             return 1
         tokens = next(n for sequence, n, _ in plan.chunks if sequence is victim)
         plan.chunks = [chunk for chunk in plan.chunks if chunk[0] is not victim]
+        plan.prefill_tokens -= tokens
         if victim in plan.completing:
             plan.completing.remove(victim)
             self._prefilling += 1
@@ -261,21 +274,18 @@ class Scheduler:
         sequence.blocks += blocks
         sequence.num_computed_tokens += tokens
         plan.chunks.append((sequence, tokens, sequence.num_computed_tokens))
+        plan.prefill_tokens += tokens
         if sequence.num_computed_tokens == sequence.num_tokens:
             plan.completing.append(sequence)
             self._prefilling -= 1
 
-    def _describe_decodes(self, plan: StepPlan) -> None:
+    def _describe_decodes(self, plan: StepPlan, starved: list[Sequence]) -> None:
         """Writes the decodes of the step into the plan; those that got no budget fall one step behind."""
         decode = self.decode
-        if plan.epoch != NEVER:
-            if plan.chunks or decode.count == 0:
-                plan.epoch = NEVER
-            starved: list[Sequence] = []
-        else:
-            starved = [s for s in self.running if s.decoding and s.last_step != plan.step]
-            for sequence in starved:
-                decode.leave(sequence)
+        if plan.chunks or decode.count == 0:
+            plan.epoch = NEVER
+        for sequence in starved:
+            decode.leave(sequence)
         plan.decode_seqs, plan.intercept_sum, plan.intercept_max = decode.count, decode.intercept_sum, decode.intercept_max
         for sequence in starved:
             self._fall_behind(sequence, plan.step)
@@ -352,7 +362,7 @@ class Scheduler:
         """
         plan = self.in_flight.popleft()
         if steps > 1:
-            self._repeat(steps - 1)
+            self.repeat(steps - 1)
         done = plan.step + steps - 1
         finished = self._finishing.pop(done, None)
         if not finished:
@@ -361,8 +371,8 @@ class Scheduler:
             self._finish(sequence)
         return plan, finished
 
-    def _repeat(self, steps: int) -> None:
-        """`steps` more steady decodes were planned, each like the last."""
+    def repeat(self, steps: int) -> None:
+        """As many results came in, and `steps` more steady decodes were planned, each like the last."""
         self.pool.take(self.decode.blocks_due(self.step + 1, steps))
         self.step += steps
         for plan in self.in_flight:

@@ -1,0 +1,1 @@
+"""How fast the simulator is, beside the fastest peer: `python -m bench`."""

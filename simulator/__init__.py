@@ -1,0 +1,86 @@
+"""How many GPUs? A discrete-event simulation of LLM serving, from measured step times.
+
+```python
+from simulator import load
+from simulator.simulate import simulate
+from simulator.summary import summary
+
+config = load("conf/simulate.yaml", ["cluster.num_replicas=8"])
+result = simulate(config.scenario())
+print(summary(result, config.slo)["p99_tpot_ms"])
+```
+
+Three files to open first:
+
+1. `scheduler.py`: vLLM's rules, who runs in the next step and who is preempted. The heart.
+2. `replica.py`: one engine as a SimPy process, and why a thousand steps cost as much as one.
+3. `cost.py`: what a step takes, the same definition for the fit and for the simulation.
+
+Around them: `workload/` draws the traffic, `cluster.py` routes it, `metrics.py` and `summary.py` say what clients saw, `plan.py` asks
+for the smallest number of GPUs, `config.py` reads a YAML file into all of that.
+
+Nouns are exported here; `simulate`, `plan` and `summary` are functions in the modules of their names.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simulator.config import Config, load
+    from simulator.cost import Artifact, CostModel, StepFeatures
+    from simulator.engine import EngineConfig
+    from simulator.errors import InvariantError, UserError
+    from simulator.metrics import judge, latencies, request_frame
+    from simulator.models import find
+    from simulator.request import RequestTable
+    from simulator.simulate import Result, Scenario
+    from simulator.slo import Slo, Slos
+    from simulator.workload import Barrier, ClosedLoop, OpenLoop, Workload, generate
+
+_HOME = {
+    "config": ("Config", "load"),
+    "cost": ("Artifact", "CostModel", "StepFeatures"),
+    "engine": ("EngineConfig",),
+    "errors": ("InvariantError", "UserError"),
+    "metrics": ("judge", "latencies", "request_frame"),
+    "models": ("find",),
+    "request": ("RequestTable",),
+    "simulate": ("Result", "Scenario"),
+    "slo": ("Slo", "Slos"),
+    "workload": ("Barrier", "ClosedLoop", "OpenLoop", "Workload", "generate"),
+}
+
+__all__ = [
+    "Artifact",
+    "Barrier",
+    "ClosedLoop",
+    "Config",
+    "CostModel",
+    "EngineConfig",
+    "InvariantError",
+    "OpenLoop",
+    "RequestTable",
+    "Result",
+    "Scenario",
+    "Slo",
+    "Slos",
+    "StepFeatures",
+    "UserError",
+    "Workload",
+    "find",
+    "generate",
+    "judge",
+    "latencies",
+    "load",
+    "request_frame",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: reading an artifact, as the profiler does, needs no simulator.
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"simulator.{module}"), name)
+    raise AttributeError(f"module 'simulator' has no attribute {name!r}")

@@ -1,0 +1,94 @@
+"""The command line: `python -m simulator CONFIG [key=value …]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+from typing import NoReturn
+
+from simulator.config import Config, load
+from simulator.errors import UserError
+
+HELP = """\
+How many GPUs do I need to serve this reasoning model, for this traffic, within these latencies?
+
+CONFIG is a YAML file. Its `command` says what is done:
+  plan        finds the smallest number of GPUs that meets the SLOs
+  simulate    runs one service and says what its clients saw
+
+Any key of it can be given anew:
+  python -m simulator conf/capacity_planning.yaml
+  python -m simulator conf/capacity_planning.yaml workload.arrivals.rate=40 slo.tpot_ms.p99=20
+  python -m simulator conf/simulate.yaml workload=aime24 cluster.num_replicas=4 run.duration_s=600
+
+`workload=aime24` chooses conf/workload/aime24.yaml; the other groups are conf/model, conf/gpu, conf/opt and conf/slo.
+A file of your own, wherever it lies, can use them too:
+  defaults: [{model: r1-distill-qwen-7b}, {gpu: h100-sxm}, {workload: math500}, {slo: interactive}, _self_]
+  command: plan
+  workload: {arrivals: {rate: 12}}
+
+The answer is on stdout and its files are in results/; log and progress are on stderr.
+Exit status: 0 answered, also if no number of GPUs will do; 2 a mistake in what was given, said in one line.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see python -m simulator --help")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command line; returns the exit status."""
+    try:
+        parser = _Parser(
+            prog="python -m simulator", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+        parser.add_argument("config", metavar="CONFIG", help="a configuration, such as conf/capacity_planning.yaml")
+        parser.add_argument("overrides", metavar="key=value", nargs="*", help="overrides of its keys and groups")
+        given = parser.parse_args(arguments)
+        config = load(given.config, given.overrides)
+        if config.command == "plan":
+            _plan(config)
+        else:
+            _simulate(config)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the answer has seen enough; nothing may be flushed there at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _simulate(config: Config) -> None:
+    from simulator.domain import outside_domain
+    from simulator.results import write_run
+    from simulator.screen import run_text
+    from simulator.simulate import simulate
+    from simulator.summary import summary
+
+    scenario = config.scenario()
+    requests, replicas = len(scenario.workload.requests), scenario.num_replicas
+    print(f"simulating {requests:,} requests on {replicas} replica{'s' if replicas > 1 else ''}", file=sys.stderr)
+    result = simulate(scenario)
+    figures = {**summary(result, config.slo), "outside_domain": outside_domain(result)}
+    folder = write_run(config, result, figures)
+    print(run_text(config, figures, textwrap.fill(scenario.workload.description, 120)))
+    print(f"\nfiles: {folder}")
+
+
+def _plan(config: Config) -> None:
+    from simulator.plan import plan
+    from simulator.report import show
+
+    show(config, plan(config))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

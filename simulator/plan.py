@@ -1,0 +1,227 @@
+"""`plan(config)`: the smallest number of GPUs that keeps the SLOs in steady state, and how sure that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simulator.candidate import Candidate
+from simulator.errors import InvariantError
+from simulator.pool import Pool
+from simulator.search import Search
+from simulator.sizing import MOST_LIFETIMES, NS_PER_S, Demand
+from simulator.steady import Period, missing_share, reached_s
+from simulator.trial import Question, Trial, run_trial
+from simulator.wording import check_text, duration
+from simulator.workload import OpenSpec
+from simulator.workload.arrivals import Ar1, Hourly, Preset
+from simulator.workload.clients import ClientsSpec
+
+if TYPE_CHECKING:
+    from simulator.config import Config
+
+SAMPLE_REQUESTS = 40_000
+"""Requests from which the load is estimated before anything is simulated."""
+MEASURED_REQUESTS = 10_000
+"""Measured over all runs of a candidate, unless requests stay so long that more are needed: 100 lie beyond a 99th percentile."""
+STILL_MISSING = 0.03
+"""A warm-up was too short if more than this share of the load was still missing at its end."""
+LONGEST_LIFETIMES = 10
+"""How long a replay goes on after the last arrival, in lifetimes of its longest request, if requests are still unfinished."""
+LONGEST_PERIODS = 3
+"""Times that the warm-up is made longer."""
+SWINGS = 5
+"""A run should see so many swings of the rate."""
+HOURS_A_DAY = 24
+SURELY = 1.25
+"""Sizes that by the estimate are short of what the load needs by this factor are not simulated."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The answer and its evidence."""
+
+    question: Question
+    demand: Demand
+    period: Period | None
+    """Of every run; None: nothing was simulated."""
+    candidates: dict[int, Candidate]
+    """By number of replicas, in order; all were given all runs."""
+    num_replicas: int | None
+    """The answer; None: infeasible."""
+    reason: str = ""
+    """Why it is infeasible."""
+    simulated_s: float = 0.0
+    """All runs together, those of sizes that were only probed included."""
+    simulated_requests: int = 0
+    settled: bool = True
+    """Whether the warm-up was long enough."""
+    reached_s: float = 0.0
+    """When the requests in the system reached the level around which they stayed."""
+    traffic: str = ""
+    """What was served, in a line."""
+    caveats: tuple[str, ...] = ()
+    """What the reader must know about the traffic."""
+
+    @property
+    def gpus(self) -> int | None:
+        """GPUs of the answer."""
+        return None if self.num_replicas is None else self.num_replicas * self.question.gpus_per_replica
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """The answer's evidence."""
+        return None if self.num_replicas is None else self.candidates[self.num_replicas]
+
+    @property
+    def interval(self) -> tuple[int, int | None] | None:
+        """GPUs between which the answer lies with the question's confidence; None: one run tells no interval.
+
+        The smallest size that suffices is at most n exactly if n suffices: so the interval's ends are the sizes at which the chance to
+        suffice passes (1 ∓ confidence) / 2. An upper end of None lies beyond the sizes tried.
+        """
+        if self.num_replicas is None or len(self.candidates[self.num_replicas].trials) == 1:
+            return None
+        low, high = (1 - self.question.confidence) / 2, (1 + self.question.confidence) / 2
+        sizes, gpus = list(self.candidates.values()), self.question.gpus_per_replica
+        lowest = next(c.num_replicas for c in sizes if c.chance > low or c.num_replicas == self.num_replicas)
+        highest = next((c.num_replicas for c in sizes if c.num_replicas >= self.num_replicas and c.chance >= high), None)
+        return lowest * gpus, None if highest is None else highest * gpus
+
+
+def plan(config: Config) -> Plan:
+    """Answers the question of a configuration.
+
+    Raises:
+        UserError: it makes no sense. That no number of GPUs will do is an answer, not an error.
+    """
+    return answer(Question.of(config), config.plan.workers)
+
+
+def answer(question: Question, workers: int | None = None) -> Plan:
+    """Answers a question. The same whatever the number of `workers` (processes; None: one a core)."""
+    demand, about = _demand(question)
+    reason = _impossible(question, demand)
+    if reason:
+        return Plan(question, demand, None, {}, None, reason, traffic=about)
+    period, simulated_s, simulated_requests = _period(question, demand), 0.0, 0
+    for attempt in range(LONGEST_PERIODS):
+        with Pool(partial(_run, question, period), workers, "simulating") as pool:
+            search = Search(question, demand, pool)
+            num_replicas = search.run()
+        simulated_s += search.simulated_s
+        simulated_requests += search.simulated_requests
+        judged = search.candidates[num_replicas or question.max_replicas]
+        reached, settled = _settling(period, judged)
+        # A service that was still filling looks faster than it is: if even so it does not suffice, no longer run is needed.
+        settled = settled or num_replicas is None or question.replays
+        if settled or attempt == LONGEST_PERIODS - 1:
+            reason = "" if num_replicas else _too_few(question, judged)
+            sizes = dict(sorted(search.candidates.items()))
+            return Plan(
+                question,
+                demand,
+                period,
+                sizes,
+                num_replicas,
+                reason,
+                simulated_s,
+                simulated_requests,
+                settled,
+                reached,
+                about,
+                _caveats(question, period),
+            )
+        period = replace(period, warmup_s=2 * period.warmup_s, cooldown_s=2 * period.cooldown_s)
+    raise InvariantError("the last period was not taken")
+
+
+def _run(question: Question, period: Period, task: tuple[int, int]) -> Trial:
+    return run_trial(question, period, *task)
+
+
+def _demand(question: Question) -> tuple[Demand, str]:
+    workload = question.traffic(question.seed, num_requests=None if question.replays else SAMPLE_REQUESTS)
+    arrival_ns = workload.requests.arrival_ns
+    if isinstance(question.workload, OpenSpec):
+        rate = question.workload.arrivals.rate
+    elif isinstance(question.workload, ClientsSpec):
+        rate = question.workload.rate
+    else:
+        rate = (len(arrival_ns) - 1) / max(float(arrival_ns[-1] - arrival_ns[0]) / NS_PER_S, 1 / NS_PER_S)
+    return Demand(workload.requests, rate, question.engine, question.cost), workload.description.rpartition("; ")[0]
+
+
+def _impossible(question: Question, demand: Demand) -> str:
+    """Why no number of GPUs up to `max_gpus` will do, where that is known without simulating; empty otherwise."""
+    broken = demand.broken_alone(question.slos)
+    if broken:
+        return "even alone on an idle engine, " + ", ".join(broken)
+    if question.max_replicas < 1:
+        return f"a replica needs {question.gpus_per_replica} GPUs and plan.max_gpus is {question.max_gpus}"
+    fewest = demand.fewest(question.max_replicas * 8)
+    if fewest > SURELY * question.max_replicas:
+        gpus = fewest * question.gpus_per_replica
+        return (
+            f"{demand.output_tokens_per_s:,.0f} output tokens/s need about {gpus} GPUs even with full batches,"
+            f" and plan.max_gpus is {question.max_gpus}"
+        )
+    return ""
+
+
+def _too_few(question: Question, judged: Candidate) -> str:
+    """Why the largest size that may be had does not do."""
+    gpus = judged.num_replicas * question.gpus_per_replica
+    if judged.unstable:
+        return f"with {gpus} GPUs (plan.max_gpus) requests still come faster than they are answered"
+    return f"with {gpus} GPUs (plan.max_gpus) {check_text(judged.binding)}"
+
+
+def _period(question: Question, demand: Demand) -> Period:
+    most = question.max_replicas
+    size = demand.guess(question.slos, most)
+    step_s = demand.step_of(size) or demand.step_s(demand.most_running)
+    lifetimes_s = demand.latencies(step_s)["e2e"].values_s
+    warmup_s = demand.filling_s(size) or MOST_LIFETIMES * float(lifetimes_s.mean())
+    if question.replays:
+        last_s = float(demand.requests.arrival_ns[-1]) / NS_PER_S
+        warmup_s = min(warmup_s, last_s / 2)
+        return Period(warmup_s, last_s + 1 / NS_PER_S - warmup_s, LONGEST_LIFETIMES * float(lifetimes_s.max()))
+    return Period.of(lifetimes_s, warmup_s, question.measured_s or MEASURED_REQUESTS / question.num_seeds / demand.rate)
+
+
+def _caveats(question: Question, period: Period) -> tuple[str, ...]:
+    """Swings of the traffic that are slower than what a run measures."""
+    spec = question.workload
+    arrivals = (
+        [spec.arrivals]
+        if isinstance(spec, OpenSpec)
+        else [c.arrivals for c in spec.clients.values()]
+        if isinstance(spec, ClientsSpec)
+        else []
+    )
+    found = []
+    for one in arrivals:
+        modulation = (one.resolve() if isinstance(one, Preset) else one).modulation
+        if isinstance(modulation, Hourly) and period.end_s < HOURS_A_DAY * modulation.step_s:
+            found.append(
+                f"the rate follows the hours of a day, and a run sees {duration(period.end_s)} from hour {modulation.start_hour} on"
+            )
+        elif isinstance(modulation, Ar1) and period.measured_s < SWINGS * modulation.step_s / (1 - modulation.ar1):
+            swing = duration(modulation.step_s / (1 - modulation.ar1))
+            found.append(
+                f"the rate swings over {swing}, and a run measures {duration(period.measured_s)}: give plan.hours to see more of it"
+            )
+    return tuple(dict.fromkeys(found))
+
+
+def _settling(period: Period, judged: Candidate) -> tuple[float, bool]:
+    """(when the requests in the system reached their level, whether the warm-up was long enough)."""
+    lifetimes_s = np.concatenate([trial.latencies["e2e"].values_s for trial in judged.trials])
+    times_s = min((trial.time_s for trial in judged.trials), key=len)
+    in_system = [(trial.running + trial.queue)[: len(times_s)] for trial in judged.trials]
+    reached = reached_s(in_system, times_s, period.warmup_s)
+    return reached, reached <= period.warmup_s and missing_share(lifetimes_s, period.warmup_s) <= STILL_MISSING

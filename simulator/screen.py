@@ -1,0 +1,92 @@
+"""One run on one screen: the answer first, then what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isinf, isnan
+from typing import Any
+
+from simulator.config import Config
+from simulator.summary import BENCH_NAMES
+from simulator.wording import duration, slo_label, value_text
+
+LABELS = {"queue": "queue", "ttft": "TTFT", "ttfvt": "TTFVT", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
+STATISTICS = {"mean": "mean", "p50": "median", "p90": "p90", "p95": "p95", "p99": "p99"}
+
+
+def run_text(config: Config, figures: Mapping[str, Any], description: str) -> str:
+    """The text about a run.
+
+    Args:
+        config: the run's.
+        figures: those of `summary.summary`, and `outside_domain`.
+        description: of the workload, one line.
+    """
+    parts = [_headline(config, figures), description, _latency_table(figures), _facts(figures)]
+    if figures.get("slo"):
+        parts.append("\n".join(_slo_line(outcome) for outcome in figures["slo"]))
+    parts += _warnings(figures)
+    return "\n\n".join(parts)
+
+
+def _headline(config: Config, figures: Mapping[str, Any]) -> str:
+    replicas, tp = config.cluster.num_replicas, config.tensor_parallel_size
+    service = f"{replicas * tp} × {config.gpu.name}" + (f" ({replicas} replicas of {tp})" if tp > 1 else "")
+    return (
+        f"{service} with {config.model.name} ({config.opt.weights}): {figures['request_throughput']:.3g} requests/s,"
+        f" {figures['output_throughput']:,.0f} output tokens/s over {duration(figures['duration'])}"
+    )
+
+
+def _latency_table(figures: Mapping[str, Any]) -> str:
+    lines = ["latency  " + "".join(f"{name:>10}" for name in STATISTICS)]
+    for metric, label in LABELS.items():
+        name = BENCH_NAMES.get(metric, metric)
+        if f"mean_{name}_ms" in figures:
+            values_s = (figures[f"{statistic}_{name}_ms"] / 1000 for statistic in STATISTICS.values())
+            cells = ("> run" if isinf(value_s) else duration(value_s) for value_s in values_s)
+            lines.append(f"{label:<9}" + "".join(f"{cell:>10}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _facts(figures: Mapping[str, Any]) -> str:
+    counts = [f"{figures['completed']:,} completed"]
+    names = {
+        "censored": "unfinished (censored)",
+        "unsent": "not sent",
+        "rejected": "rejected",
+        "truncated": "truncated",
+        "never_visible": "ended while thinking",
+        "preemptions": "preemptions",
+    }
+    counts += [f"{figures[key]:,} {name}" for key, name in names.items() if figures[key]]
+    lines = [
+        f"requests   {' · '.join(counts)}",
+        f"running    {figures['running_mean']:.3g} on average, {figures['running_max']} at most",
+        f"waiting    {figures['waiting_mean']:.3g} on average, {figures['waiting_max']} at most",
+        f"KV cache   {figures['kv_usage_mean']:.0%} on average, {figures['kv_usage_max']:.0%} at most",
+        f"GPU busy   {figures['gpu_utilization']:.0%}",
+    ]
+    if not isnan(figures["straggler_slot_use"]):
+        lines.append(
+            f"stragglers batches of {figures['straggler_batch_size']}: {figures['straggler_slot_use']:.0%} of their slots' time in use,"
+            f" the last eighth alone for {figures['straggler_tail']:.0%} of it"
+        )
+    return "\n".join(lines)
+
+
+def _slo_line(outcome: Mapping[str, Any]) -> str:
+    name = outcome["name"]
+    bound = "at least" if name == "min_goodput_share" else "at most"
+    verdict = f"{'met' if outcome['met'] else 'MISSED'}, {value_text(name, outcome['value'])}"
+    if isnan(outcome["value"]):
+        verdict = "no request to judge by"
+    return f"SLO {slo_label(name)} {bound} {value_text(name, outcome['limit'])}: {verdict}"
+
+
+def _warnings(figures: Mapping[str, Any]) -> list[str]:
+    outside = {name: share for name, share in figures.get("outside_domain", {}).items() if share >= 0.0005}
+    if not outside:
+        return []
+    features = ", ".join(f"{name} in {share:.1%} of steps" for name, share in outside.items())
+    return [f"Extrapolated: above what was measured lie {features}."]

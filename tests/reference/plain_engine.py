@@ -1,0 +1,316 @@
+"""A plain engine: vLLM's rules, one step at a time, every request's state spelled out. The oracle of the simulator.
+
+Written from vLLM 0.26 `v1/core/sched/scheduler.py`, `async_scheduler.py`, `v1/core/kv_cache_manager.py`, `v1/engine/core.py`, with vLLM's
+own names. It shares only contracts with the simulator: the engine's options, the requests, and what a step costs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from simulator.cost import CostModel, StepFeatures
+from simulator.engine import EngineConfig
+from simulator.request import RequestTable
+
+
+@dataclass(eq=False)
+class Request:
+    """A request as the engine core holds it."""
+
+    row: int
+    prompt_tokens: int
+    output_tokens: int
+    """The token with this number is the end of sequence, unless `max_tokens` comes first."""
+    max_tokens: int
+    priority: int
+    arrival_ns: int
+    status: str = "waiting"
+    num_output_tokens: int = 0
+    num_computed_tokens: int = 0
+    num_output_placeholders: int = 0
+    is_prefill_chunk: bool = True
+    blocks: list[int] = field(default_factory=list)
+    preemptions: int = 0
+    scheduled_ns: int = -1
+    finish_ns: int = -1
+    token_ns: list[int] = field(default_factory=list)
+    """When the result with each token was handled."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.prompt_tokens + self.num_output_tokens
+
+
+@dataclass
+class Row:
+    """One request in one step."""
+
+    request: Request
+    tokens: int
+    end: int
+    """Position after the last of the tokens."""
+    prefill: bool
+    emits: bool = False
+
+
+@dataclass
+class Step:
+    """One scheduled batch."""
+
+    rows: list[Row] = field(default_factory=list)
+    preempted: list[int] = field(default_factory=list)
+    admitted: list[int] = field(default_factory=list)
+    running: list[int] = field(default_factory=list)
+    """The running list when the batch was fixed."""
+    held_blocks: int = 0
+    gpu_end_ns: int = 0
+    end_ns: int = -1
+
+
+class PlainEngine:
+    """Serves a table of requests, sent at their arrival times, alone.
+
+    `requests`, `steps` (in order) and `states` (instant, blocks held, running, waiting, after each round of scheduling) tell what
+    happened; `counts` how often each of the rarer rules applied.
+    """
+
+    def __init__(self, table: RequestTable, engine: EngineConfig, cost: CostModel) -> None:
+        self.engine, self.cost = engine, cost
+        columns = (table.prompt_tokens, table.output_tokens, table.max_tokens, table.priority, table.arrival_ns)
+        self.requests = [Request(row, *values) for row, values in enumerate(zip(*(c.tolist() for c in columns), strict=True))]
+        self.free_blocks = list(range(1, engine.num_gpu_blocks))
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        self.queue: deque[Step] = deque()
+        self.steps: list[Step] = []
+        self.states: list[tuple[int, int, int, int]] = []
+        self.counts: Counter[str] = Counter()
+        self.now_ns = self.cpu_free_ns = self.gpu_free_ns = self.busy_ns = 0
+
+    # -- engine core: the loop and its two clocks -------------------------------------------------------------------
+
+    def run(self) -> PlainEngine:
+        """Until every request is finished."""
+        ingress_ns = self.cost.artifact.overheads.ingress_ns
+        inbox = deque(self.requests)
+        while any(request.status != "finished" for request in self.requests):
+            while inbox and inbox[0].arrival_ns + ingress_ns <= self.now_ns:
+                self.enqueue(inbox.popleft())
+            while len(self.queue) < (2 if self.engine.async_scheduling else 1) and (self.running or self.waiting):
+                step = self.schedule()
+                self.launch(step)
+                self.queue.append(step)
+                self.steps.append(step)
+            held = sum(len(request.blocks) for request in self.requests)
+            self.states.append((self.now_ns, held, len(self.running), len(self.waiting)))
+            if not self.queue:
+                self.now_ns = inbox[0].arrival_ns + ingress_ns
+                continue
+            step = self.queue.popleft()
+            self.now_ns = max(self.now_ns, step.gpu_end_ns, self.cpu_free_ns)
+            step.end_ns = self.now_ns
+            self.update_from_output(step)
+        return self
+
+    def launch(self, step: Step) -> None:
+        """The thread schedules, then launches; the GPU works on one step after another, and on none before its launch began."""
+        if not step.rows:
+            self.counts["empty plans"] += 1
+            step.gpu_end_ns = self.now_ns
+            return
+        features = self.features(step)
+        gpu_ns, launch_ns = self.cost.gpu_ns(features), self.cost.launch_ns(features)
+        begin_ns = max(self.now_ns, self.cpu_free_ns) + self.cost.artifact.overheads.schedule_ns
+        self.cpu_free_ns = begin_ns + launch_ns
+        self.gpu_free_ns = max(max(self.gpu_free_ns, begin_ns) + gpu_ns, self.cpu_free_ns)
+        step.gpu_end_ns = self.gpu_free_ns
+        self.busy_ns += gpu_ns
+
+    def features(self, step: Step) -> StepFeatures:
+        prefills = [row for row in step.rows if row.prefill]
+        contexts = [row.end for row in step.rows if not row.prefill]
+        tokens = sum(row.tokens for row in step.rows)
+        padded, mode = self.engine.graphs.pad(tokens, tokens == len(step.rows))
+        return StepFeatures(
+            prefill_seqs=len(prefills),
+            prefill_tokens=sum(row.tokens for row in prefills),
+            prefill_context_tokens=sum(row.end for row in prefills),
+            prefill_attention_tokens=sum(row.tokens * row.end for row in prefills),
+            decode_seqs=len(contexts),
+            decode_context_tokens=sum(contexts),
+            decode_context_max_tokens=max(contexts, default=0),
+            padded_tokens=padded,
+            graph_mode=mode,
+        )
+
+    # -- scheduler --------------------------------------------------------------------------------------------------
+
+    def enqueue(self, request: Request) -> None:
+        self.waiting.append(request)
+        self._sort_by_priority()
+
+    def _sort_by_priority(self) -> None:
+        if self.engine.scheduling_policy == "priority":
+            self.waiting.sort(key=lambda r: (r.priority, r.arrival_ns, r.row))
+
+    def schedule(self) -> Step:
+        step = Step()
+        budget = self.schedule_running(step)
+        if not step.preempted:
+            self.schedule_waiting(step, budget)
+        for row in step.rows:
+            self.update_after_schedule(row)
+        step.running = [request.row for request in self.running]
+        step.held_blocks = sum(len(request.blocks) for request in self.requests)
+        scheduled = {row.request.row for row in step.rows}
+        for request in self.running:
+            if request.row not in scheduled and not request.is_prefill_chunk and not self._sure_to_finish(request):
+                self.counts["decodes without budget"] += 1
+        return step
+
+    @staticmethod
+    def _sure_to_finish(request: Request) -> bool:
+        placeholders = request.num_output_placeholders
+        return placeholders > 0 and request.num_computed_tokens + 2 - placeholders >= request.prompt_tokens + request.max_tokens
+
+    def _tokens_to_compute(self, request: Request, budget: int) -> int:
+        if self._sure_to_finish(request):
+            return 0
+        tokens = request.num_tokens + request.num_output_placeholders - request.num_computed_tokens
+        threshold = self.engine.long_prefill_token_threshold
+        if 0 < threshold < tokens:
+            tokens = threshold
+        return min(tokens, budget, self.engine.max_model_len - request.num_computed_tokens - 1)
+
+    def schedule_running(self, step: Step) -> int:
+        """Returns the budget left."""
+        budget = self.engine.max_num_batched_tokens
+        index = 0
+        while index < len(self.running) and budget > 0:
+            request = self.running[index]
+            tokens = self._tokens_to_compute(request, budget)
+            if tokens == 0:
+                index += 1
+                continue
+            while not self.allocate(request, tokens):
+                victim, refund = self.pick_victim(step, index)
+                if refund:
+                    budget += refund
+                    index -= 1
+                self.preempt(step, victim)
+                if victim is request:
+                    self.counts["self-preemptions"] += 1
+                    return budget
+            end = request.num_computed_tokens + tokens
+            step.rows.append(Row(request, tokens, end, request.is_prefill_chunk))
+            budget -= tokens
+            index += 1
+        return budget
+
+    def pick_victim(self, step: Step, index: int) -> tuple[Request, int]:
+        """(the running request to preempt, the tokens that it had in this very step)."""
+        if self.engine.scheduling_policy == "fcfs":
+            return self.running.pop(), 0
+        # Of two requests of one instant the later row is the later one: vLLM's arrival times are clock readings, no two alike.
+        victim = max(self.running, key=lambda r: (r.priority, r.arrival_ns, r.row))
+        place = self.running.index(victim)
+        del self.running[place]
+        for row in step.rows:
+            if row.request is victim:
+                step.rows.remove(row)
+                self.counts["refunds"] += 1
+                return victim, row.tokens
+        if place < index:
+            self.counts["requests passed over after a preemption"] += 1
+        return victim, 0
+
+    def preempt(self, step: Step, victim: Request) -> None:
+        self.free(victim)
+        victim.status = "preempted"
+        victim.num_computed_tokens = 0
+        victim.is_prefill_chunk = True
+        victim.preemptions += 1
+        self.waiting.insert(0, victim)
+        self._sort_by_priority()
+        step.preempted.append(victim.row)
+
+    def schedule_waiting(self, step: Step, budget: int) -> None:
+        engine = self.engine
+        while self.waiting and budget > 0 and len(self.running) < engine.max_num_seqs:
+            request = self.waiting[0]
+            tokens = request.num_tokens
+            if 0 < engine.long_prefill_token_threshold < tokens:
+                tokens = engine.long_prefill_token_threshold
+            if not engine.enable_chunked_prefill and tokens > budget:
+                break
+            tokens = min(tokens, budget)
+            headroom = int(engine.watermark * engine.num_gpu_blocks) if self.running else 0
+            if engine.scheduler_reserve_full_isl and self._missing_blocks(request, request.num_tokens) + headroom > len(self.free_blocks):
+                if self._missing_blocks(request, tokens) + headroom <= len(self.free_blocks):
+                    self.counts["held back by the full-sequence gate"] += 1
+                break
+            if not self.allocate(request, tokens, headroom):
+                break
+            self.waiting.pop(0)
+            self.running.append(request)
+            if request.status == "preempted":
+                self.counts["resumed"] += 1
+            request.status = "running"
+            if request.scheduled_ns < 0:
+                request.scheduled_ns = self.now_ns
+            step.rows.append(Row(request, tokens, tokens, prefill=True))
+            step.admitted.append(request.row)
+            budget -= tokens
+
+    def update_after_schedule(self, row: Row) -> None:
+        request = row.request
+        request.num_computed_tokens += row.tokens
+        request.is_prefill_chunk = request.num_computed_tokens < request.num_tokens + request.num_output_placeholders
+        row.emits = not request.is_prefill_chunk
+        if request.is_prefill_chunk:
+            self.counts["partial chunks"] += 1
+        elif self.engine.async_scheduling:
+            request.num_output_placeholders += 1
+
+    def update_from_output(self, step: Step) -> None:
+        for row in step.rows:
+            request = row.request
+            if request.status == "finished":
+                self.counts["wasted rows"] += 1
+            elif row.emits:
+                self.emit(request)
+
+    def emit(self, request: Request) -> None:
+        request.num_output_tokens += 1
+        request.token_ns.append(self.now_ns)
+        if self.engine.async_scheduling:
+            request.num_output_placeholders -= 1
+        ended = request.num_output_tokens == min(request.output_tokens, request.max_tokens)
+        if not ended and request.num_tokens < self.engine.max_model_len:
+            return
+        if request.status == "running":
+            self.running.remove(request)
+        else:
+            self.waiting.remove(request)
+            self.counts["finished after their preemption"] += 1
+        self.free(request)
+        request.status = "finished"
+        request.finish_ns = self.now_ns
+
+    # -- KV cache manager -------------------------------------------------------------------------------------------
+
+    def _missing_blocks(self, request: Request, tokens: int) -> int:
+        slots = min(request.num_computed_tokens + tokens, self.engine.max_model_len)
+        return -(-slots // self.engine.block_size) - len(request.blocks)
+
+    def allocate(self, request: Request, tokens: int, headroom: int = 0) -> bool:
+        missing = self._missing_blocks(request, tokens)
+        if missing + headroom > len(self.free_blocks):
+            return False
+        request.blocks += [self.free_blocks.pop() for _ in range(missing)]
+        return True
+
+    def free(self, request: Request) -> None:
+        self.free_blocks += request.blocks
+        request.blocks = []

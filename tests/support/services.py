@@ -1,0 +1,35 @@
+"""Random services: replicas behind a router, clients of every kind, with or without an early end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from simulator.simulate import Scenario
+from simulator.workload import Barrier, ClosedLoop, OpenLoop, Workload
+from tests.support.cases import random_case
+
+
+def random_scenario(seed: int) -> Scenario:
+    """The same scenario for the same seed. About a third ends early, often at the very instant at which a step ends."""
+    case = random_case(seed, max_requests=80)
+    rng = np.random.default_rng([seed, 1])
+    step_ns = int(case.cost.artifact.step["none"].gpu_ns["one"])
+    think_s = float(rng.choice([0, step_ns, 12_345])) / 1e9
+    loops = [OpenLoop(), ClosedLoop(int(rng.integers(1, 12)), think_s), Barrier(int(rng.integers(1, 12)))]
+    return Scenario(
+        Workload(case.requests, loops[int(rng.choice(3, p=[0.6, 0.25, 0.15]))]),
+        case.engine,
+        case.cost,
+        num_replicas=int(rng.choice([1, 2, 3])),
+        router=str(rng.choice(["least_requests", "round_robin", "random"])),
+        seed=seed,
+        horizon_s=float(rng.integers(5, 400)) * step_ns / 1e9 if rng.random() < 0.35 else None,
+        sample_s=float(rng.choice([1, 3, 7.001])) * step_ns / 1e9,
+    )
+
+
+def with_stride(scenario: Scenario, stride: int | None) -> Scenario:
+    """The same scenario, simulated with another stride."""
+    return replace(scenario, stride=stride)

@@ -1,0 +1,35 @@
+"""Watching a run from inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from simulator.scheduler import Scheduler, StepPlan
+from simulator.sequence import Sequence
+from simulator.simulate import Result, Scenario, simulate
+
+
+def simulate_watched(
+    scenario: Scenario,
+    after_schedule: Callable[[Scheduler, StepPlan], None] = lambda scheduler, plan: None,
+    after_commit: Callable[[Scheduler, StepPlan], None] = lambda scheduler, plan: None,
+) -> Result:
+    """`simulate`, with a look at the scheduler after every plan and after every result."""
+    schedule, commit = Scheduler.schedule, Scheduler.commit
+
+    def watched_schedule(scheduler: Scheduler) -> StepPlan:
+        plan = schedule(scheduler)
+        after_schedule(scheduler, plan)
+        return plan
+
+    def watched_commit(scheduler: Scheduler, steps: int) -> tuple[StepPlan, list[Sequence]]:
+        plan, finished = commit(scheduler, steps)
+        after_commit(scheduler, plan)
+        return plan, finished
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scheduler, "schedule", watched_schedule)
+        patch.setattr(Scheduler, "commit", watched_commit)
+        return simulate(scenario)

@@ -1,0 +1,111 @@
+"""`python -m validation`: how far the simulator is from what real engines did."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from simulator.config import CONF, compose_file
+from simulator.errors import UserError
+from validation.compare import as_json, as_text, compare
+from validation.replay import Recording, Replay, replay, write_prediction
+
+TRACES = Path(__file__).resolve().parent / "traces"
+
+USAGE = """\
+usage: python -m validation [key=value …]                        replays measured traces and prints the errors
+       python -m validation predict trace=PATH out=DIR [key=value …]   predicts a trace without reading its latencies
+
+  trace=PATH         a folder in the measured-trace format, or [A,B]; default: all of validation/traces
+  format=text|json   json: one object on stdout for one trace, a list for several
+  cost_model=PATH    instead of the shipped one of the trace's GPU, model, weights, KV dtype and TP
+  router=NAME        in front of a trace of several replicas (default: round_robin); seed=N for router=random
+  out=DIR            predict: where requests.parquet and summary.json go
+
+Errors are signed and relative: simulated / measured − 1. The defaults are in conf/validation.yaml."""
+
+
+class Settings(BaseModel):
+    """`conf/validation.yaml`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trace: Path | list[Path] | None
+    cost_model: Path | None
+    router: str
+    seed: int
+    format: Literal["text", "json"]
+    out: Path | None
+
+    @property
+    def traces(self) -> list[Path]:
+        if self.trace is None:
+            return sorted(path.parent for path in TRACES.glob("*/meta.json"))
+        return self.trace if isinstance(self.trace, list) else [self.trace]
+
+    @classmethod
+    def load(cls, overrides: list[str]) -> Settings:
+        """The shipped settings with `key=value` overrides.
+
+        Raises:
+            UserError: a key or a value makes no sense.
+        """
+        for override in overrides:
+            key, equals, _ = override.partition("=")
+            if not equals or key.lstrip("+~") not in cls.model_fields:
+                raise UserError(f"{override!r}: expected key=value with key one of {', '.join(cls.model_fields)}")
+        try:
+            return cls.model_validate(compose_file(CONF / "validation.yaml", overrides))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"{first['loc'][0]}: {first['msg']}") from None
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command line; returns the exit status."""
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    predicting = arguments[:1] == ["predict"]
+    try:
+        settings = Settings.load(arguments[1:] if predicting else arguments)
+        if predicting:
+            _predict(settings)
+        else:
+            _compare(settings)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _replay(settings: Settings, folder: Path) -> Replay:
+    return replay(Recording.read(folder), cost_model=settings.cost_model, router=settings.router, seed=settings.seed)
+
+
+def _predict(settings: Settings) -> None:
+    if not isinstance(settings.trace, Path) or settings.out is None:
+        raise UserError("predict needs one trace and a folder to write to: python -m validation predict trace=PATH out=DIR")
+    write_prediction(_replay(settings, settings.trace), settings.out)
+    print(settings.out / "requests.parquet")
+    print(settings.out / "summary.json")
+
+
+def _compare(settings: Settings) -> None:
+    if settings.out is not None:
+        raise UserError("out is where predictions go: python -m validation predict trace=PATH out=DIR")
+    comparisons = (compare(_replay(settings, folder)) for folder in settings.traces)
+    if settings.format == "text":
+        for number, comparison in enumerate(comparisons):
+            print("\n" * (number > 0) + as_text(comparison))
+        return
+    objects: list[dict[str, Any]] = [as_json(comparison) for comparison in comparisons]
+    print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

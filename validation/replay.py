@@ -1,0 +1,237 @@
+"""Replays a measured trace through the simulator, without reading what was measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from simulator.cost import Artifact, CostModel
+from simulator.engine import EngineConfig
+from simulator.errors import UserError
+from simulator.itl import request_itl_s
+from simulator.models import MODELS, find
+from simulator.request import RequestTable
+from simulator.simulate import Result, Scenario, simulate
+from simulator.workload import OpenLoop, Workload, read_meta, read_trace
+from simulator.workload.base import NS_PER_S
+
+Float64 = NDArray[np.float64]
+
+TRACE_FILES = ("meta.json", "requests.csv.gz", "steps.csv.gz")
+
+
+class EngineMeta(BaseModel):
+    """`engine` of `meta.json`: vLLM's options as read back from the engine that was measured."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    version: str
+    max_model_len: int
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    block_size: int
+    num_gpu_blocks: int = Field(ge=2)
+    async_scheduling: bool
+    enable_chunked_prefill: bool
+
+
+class Meta(BaseModel):
+    """What a replay needs of a measured trace's `meta.json` (measured-trace format, version 1)."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    gpu: str
+    num_gpus: int = Field(ge=1)
+    model: str
+    weights: str
+    kv_cache_dtype: str
+    prefix_caching: bool
+    speculative: dict[str, Any] | None
+    tensor_parallel_size: int = Field(ge=1)
+    engine: EngineMeta
+    num_gpu_blocks_override: int | None = None
+    scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A measured trace's workload and engine. Its latencies are read by `compare` alone."""
+
+    folder: Path
+    meta: Meta
+    requests: RequestTable
+
+    @classmethod
+    def read(cls, folder: Path) -> Recording:
+        """Reads the trace in `folder`.
+
+        Raises:
+            UserError: it is not a measured trace, or uses what the simulator does not model yet.
+        """
+        requests = read_trace(folder, "measured").requests
+        try:
+            meta = Meta.model_validate(read_meta(folder))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"{folder / 'meta.json'}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        for option, used in (("prefix_caching", meta.prefix_caching), ("speculative", meta.speculative is not None)):
+            if used:
+                raise UserError(f"{folder / 'meta.json'}: the engine ran with {option}, which the simulator does not model yet")
+        if meta.num_gpus % meta.tensor_parallel_size:
+            raise UserError(
+                f"{folder / 'meta.json'}: num_gpus {meta.num_gpus} is not a multiple of tensor_parallel_size {meta.tensor_parallel_size}"
+            )
+        return cls(folder, meta, requests)
+
+    def is_source_of(self, artifact: Artifact) -> bool:
+        """Whether the cost model was fitted to this very trace, so that a replay is in-sample."""
+        return self.meta.name == artifact.provenance.source or self._sha256() == artifact.provenance.sha256
+
+    def _sha256(self) -> str:
+        # Over names and bytes, as the fit hashes the trace that it reads.
+        digest = sha256()
+        for name in TRACE_FILES:
+            if (self.folder / name).is_file():
+                digest.update(name.encode() + b"\0" + (self.folder / name).read_bytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """A recording as the simulator says it went."""
+
+    recording: Recording
+    cost_model: Path
+    result: Result
+
+    @property
+    def in_sample(self) -> bool:
+        return self.recording.is_source_of(self.result.scenario.cost.artifact)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Columns of a prediction's `requests.parquet`, one row a request in the order of arrival; seconds, NaN: no second token."""
+        result = self.result
+        itl_p50_s, itl_p99_s, itl_max_s = request_itl_s(result).T
+        return {
+            "request_id": result.requests.request_id,
+            "ttft_s": (result.first_token_ns - result.sent_ns) / NS_PER_S,
+            "e2e_s": (result.finish_ns - result.sent_ns) / NS_PER_S,
+            "itl_p50_s": itl_p50_s,
+            "itl_p99_s": itl_p99_s,
+            "itl_max_s": itl_max_s,
+            "preemptions": result.preemptions,
+        }
+
+
+def replay(recording: Recording, *, cost_model: Path | None, router: str, seed: int) -> Replay:
+    """Simulates the recording with the cost model at `cost_model`, or with the shipped one of its GPU, model and options.
+
+    Raises:
+        UserError: there is no such cost model, or a request does not fit into the engine.
+    """
+    meta = recording.meta
+    path = cost_model or find(
+        meta.gpu, meta.model, weights=meta.weights, kv_cache_dtype=meta.kv_cache_dtype, tensor_parallel_size=meta.tensor_parallel_size
+    )
+    cost = CostModel.load(path)
+    scenario = Scenario(
+        workload=Workload(recording.requests, OpenLoop()),
+        engine=_engine(recording, cost.artifact),
+        cost=cost,
+        num_replicas=meta.num_gpus // meta.tensor_parallel_size,
+        router=router,
+        seed=seed,
+    )
+    return Replay(recording, path, simulate(scenario))
+
+
+def _engine(recording: Recording, artifact: Artifact) -> EngineConfig:
+    """The measured engine's options. The number of blocks is the cost model's prediction, unless it was set by hand."""
+    meta, engine = recording.meta, recording.meta.engine
+    try:
+        return EngineConfig(
+            max_model_len=engine.max_model_len,
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            max_num_seqs=engine.max_num_seqs,
+            block_size=artifact.memory.block_size,
+            num_gpu_blocks=meta.num_gpu_blocks_override or artifact.memory.num_gpu_blocks,
+            enable_chunked_prefill=engine.enable_chunked_prefill,
+            scheduling_policy=meta.scheduling_policy,
+            async_scheduling=engine.async_scheduling,
+        )
+    except ValidationError as error:
+        raise UserError(f"{recording.folder / 'meta.json'}: engine: {error.errors()[0]['msg']}") from None
+
+
+def write_prediction(prediction: Replay, out: Path) -> None:
+    """Writes `requests.parquet` and `summary.json` (the measured-trace format's predictions) into the folder `out`.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    import pandas as pd
+
+    columns = prediction.columns()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(columns).to_parquet(out / "requests.parquet", index=False)
+        (out / "summary.json").write_text(json.dumps(_summary(prediction, columns), indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"out={out}: cannot be written ({error.strerror})") from None
+
+
+def _summary(prediction: Replay, columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    result, recording = prediction.result, prediction.recording
+    duration_s = duration(result.requests.arrival_ns / NS_PER_S, columns["e2e_s"])
+    tpot_s = tpot(columns["ttft_s"], columns["e2e_s"], result.requests.output_tokens)
+    return {
+        "trace": recording.meta.name,
+        "cost_model": shown(prediction.cost_model),
+        "in_sample": prediction.in_sample,
+        "requests": len(result.requests),
+        "ttft_s": quantiles(columns["ttft_s"]),
+        "tpot_s": quantiles(tpot_s),
+        "e2e_s": quantiles(columns["e2e_s"]),
+        "itl_p50_s": quantiles(columns["itl_p50_s"]),
+        "itl_p99_s": quantiles(columns["itl_p99_s"]),
+        "itl_max_s": quantiles(columns["itl_max_s"]),
+        "duration_s": duration_s,
+        "output_tokens_per_s": float(result.requests.output_tokens.sum()) / duration_s,
+        "num_gpu_blocks": result.scenario.engine.num_gpu_blocks,
+        "preemptions": int(result.preemptions.sum()),
+    }
+
+
+STATISTICS = ("mean", "p50", "p90", "p99")
+
+
+def quantiles(values: Float64) -> dict[str, float] | None:
+    """Mean and percentiles of the values that are there; None if none is."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    return dict(zip(STATISTICS, map(float, (values.mean(), *np.quantile(values, (0.5, 0.9, 0.99)))), strict=True))
+
+
+def tpot(ttft_s: Float64, e2e_s: Float64, output_tokens: NDArray[np.int64]) -> Float64:
+    """(E2E − TTFT) / (n − 1), NaN where n is 1."""
+    return np.where(output_tokens > 1, (e2e_s - ttft_s) / np.maximum(output_tokens - 1, 1), np.nan)
+
+
+def duration(arrival_s: Float64, e2e_s: Float64) -> float:
+    """From the trace's start to the end of the last answer."""
+    return float(np.nanmax(arrival_s + e2e_s))
+
+
+def shown(path: Path) -> str:
+    """A cost model's path as reports name it: from the folder of cost models on, where it lies there."""
+    return f"models/{path.relative_to(MODELS).as_posix()}" if path.is_relative_to(MODELS) else str(path)
