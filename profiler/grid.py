@@ -1,0 +1,163 @@
+"""What to measure: batches to put before the engine, the coarse grid first, so that a run cut short is still useful."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal, TypeVar
+
+Kind = Literal["decode", "prefill", "mixed", "energy"]
+Shape = Literal["equal", "spread", "one_long"]
+
+T = TypeVar("T")
+
+LIFE_STEPS, ENERGY_LIFE_STEPS = 64, 1024
+"""Steps that a sequence may live while its point is measured."""
+
+BATCHES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024)
+CONTEXTS = (32, 256, 1024, 2048, 4096, 8192, 16384, 32768)
+CHUNKS = (8, 32, 64, 128, 256, 384, 512, 528, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+STARTS = (0, 2048, 8192, 24576)
+SEVERAL = ((2, 64), (4, 64), (8, 32), (2, 256), (4, 256), (16, 64), (2, 1024), (8, 256), (4, 1024), (32, 128), (2, 4096), (16, 512))
+MIXED_BATCHES = (4, 16, 48, 128, 256, 480)
+MIXED_CHUNKS = (32, 128, 250, 400, 700, 1200, 2048, 4096, 7600)
+MIXED_CONTEXTS = (512, 2048, 8192)
+ENERGY_BATCHES = (1, 16, 64, 128, 256, 512)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine can hold."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    usable_blocks: int
+    block_size: int
+    tokens_per_decode: int = 1
+    """1 + the drafts of a verify step."""
+    graph_sizes: tuple[int, ...] = ()
+    """Captured CUDA-graph sizes."""
+
+    def fits(self, contexts: Iterable[int], steps: int) -> bool:
+        """Whether sequences of these contexts can run together for so many steps."""
+        blocks = num_seqs = 0
+        for context in contexts:
+            end = context + steps * self.tokens_per_decode
+            if end > self.max_model_len:
+                return False
+            blocks += -(-end // self.block_size)
+            num_seqs += 1
+        return blocks <= self.usable_blocks and num_seqs <= self.max_num_seqs
+
+
+@dataclass(frozen=True)
+class Point:
+    """One batch: `batch` sequences decoding around `context`, and `num_chunks` prompts of which `chunk` tokens follow `start`."""
+
+    kind: Kind
+    batch: int = 0
+    context: int = 0
+    shape: Shape = "equal"
+    num_chunks: int = 0
+    chunk: int = 0
+    start: int = 0
+
+    @property
+    def name(self) -> str:
+        """Also its key in the file of measured points."""
+        shape = "" if self.shape == "equal" else f" {self.shape}"
+        decoding = f"{self.batch}×{self.context}{shape}" if self.batch else ""
+        chunks = f"{self.num_chunks}×{self.chunk}@{self.start}" if self.num_chunks else ""
+        return f"{self.kind} {'+'.join(part for part in (decoding, chunks) if part)}"
+
+    @property
+    def life_steps(self) -> int:
+        """Steps that its sequences must be able to live."""
+        return ENERGY_LIFE_STEPS if self.kind == "energy" else LIFE_STEPS
+
+    @property
+    def contexts(self) -> list[int]:
+        """Context of each decoding sequence: all the same, spread geometrically over a factor of 16, or one long among short ones."""
+        if self.shape == "one_long":
+            return [self.context] + [max(self.context // 16, 16)] * (self.batch - 1)
+        if self.shape == "spread" and self.batch > 1:
+            return [max(round(self.context / 16 ** (i / (self.batch - 1))), 16) for i in range(self.batch)]
+        return [self.context] * self.batch
+
+    def possible(self, limits: Limits) -> bool:
+        """Whether the engine can run it as one step."""
+        chunk_tokens = self.num_chunks * self.chunk
+        tokens = self.batch * limits.tokens_per_decode + chunk_tokens
+        sequences = [*self.contexts, *([self.start + self.chunk] * self.num_chunks)]
+        return tokens <= limits.max_num_batched_tokens and limits.fits(sequences, self.life_steps)
+
+
+def grid(limits: Limits, kinds: Sequence[Kind]) -> list[Point]:
+    """All points of `kinds` that the engine can run, coarse to fine."""
+    ranked: dict[Point, int] = {}
+    for point, rank in chain(_decode(limits), _prefill(limits), _mixed(), _energy()):
+        if point.kind in kinds and point.possible(limits):
+            ranked[point] = min(rank, ranked.get(point, rank))
+    return _interleave(ranked)
+
+
+def _decode(limits: Limits) -> Iterator[tuple[Point, int]]:
+    longest = limits.max_model_len - LIFE_STEPS * limits.tokens_per_decode
+    for batch, b in _ranks(BATCHES):
+        for context, c in _ranks(sorted({min(context, longest) for context in CONTEXTS})):
+            yield Point("decode", batch, context), b + c
+            if batch > 1 and context >= 2048:
+                yield Point("decode", batch, context, "spread"), b + c + 1
+                yield Point("decode", batch, context, "one_long"), b + c + 2
+    # Every captured size once, full and with padding: the size is what the kernels see, the batch what the sampler sees.
+    for size, s in _ranks(sorted({size // limits.tokens_per_decode for size in limits.graph_sizes if size >= limits.tokens_per_decode})):
+        yield Point("decode", size, 1024), s + 2
+        yield Point("decode", max(size - 3, 1), 1024), s + 2
+
+
+def _prefill(limits: Limits) -> Iterator[tuple[Point, int]]:
+    chunks = sorted({min(chunk, limits.max_num_batched_tokens) for chunk in CHUNKS})
+    for chunk, c in _ranks(chunks):
+        for start, s in _ranks([start for start in STARTS if start < limits.max_model_len]):
+            yield Point("prefill", num_chunks=1, chunk=chunk, start=start), c + s
+    for (num_chunks, chunk), s in _ranks(SEVERAL):
+        yield Point("prefill", num_chunks=num_chunks, chunk=chunk), s + 1
+
+
+def _mixed() -> Iterator[tuple[Point, int]]:
+    for batch, b in _ranks(MIXED_BATCHES):
+        for chunk, c in _ranks(MIXED_CHUNKS):
+            for context, x in _ranks(MIXED_CONTEXTS):
+                yield Point("mixed", batch, context, num_chunks=1, chunk=chunk), b + c + x
+            yield Point("mixed", batch, 2048, "spread", 1, chunk, 4096), b + c + 3
+            yield Point("mixed", batch, 2048, num_chunks=4, chunk=-(-chunk // 4)), b + c + 3
+
+
+def _energy() -> Iterator[tuple[Point, int]]:
+    for batch, b in _ranks(ENERGY_BATCHES):
+        yield Point("energy", batch, 2048), b + 2
+
+
+def _interleave(ranked: dict[Point, int]) -> list[Point]:
+    """By rank; within a rank the kinds take turns in proportion, so that a cut leaves none behind."""
+    groups: dict[tuple[int, Kind], list[Point]] = {}
+    for point, rank in sorted(ranked.items(), key=lambda item: item[0].name):
+        groups.setdefault((rank, point.kind), []).append(point)
+    order = {point: (rank, i / len(points)) for (rank, _), points in groups.items() for i, point in enumerate(points)}
+    return sorted(order, key=lambda point: (*order[point], point.name))
+
+
+def _ranks(values: Sequence[T]) -> list[tuple[T, int]]:
+    """Each value with its rank in a bisection: the ends first (0), then the middle (1), the quarters (2), and so on."""
+    last = len(values) - 1
+    if last < 1:
+        return [(value, 0) for value in values]
+    depth = math.ceil(math.log2(last)) if last > 1 else 0
+    ranks: dict[int, int] = {}
+    for rank in range(depth + 1):
+        for i in range(2**rank + 1):
+            ranks.setdefault(round(i * last / 2**rank), rank)
+    return [(value, ranks.get(i, depth + 1)) for i, value in enumerate(values)]

@@ -1,0 +1,149 @@
+"""vLLM's scheduler, with a record of every step. Runs in the engine-core process.
+
+It has to be `AsyncScheduler` that is subclassed: with a subclass of plain `Scheduler` vLLM runs, and one measures, synchronous mode.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TextIO
+
+import numpy as np
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from profiler.start import RECORD_TO
+
+STEP_COLUMNS = (
+    "schedule_s", "update_s", "prefill_seqs", "prefill_tokens", "prefill_context_tokens", "decode_seqs", "decode_tokens",
+    "decode_context_tokens", "kv_usage", "running", "waiting", "preempted", "decode_context_max_tokens", "prefill_attention_tokens",
+    "verify_tokens", "emitted_tokens", "schedule_cpu_s", "update_cpu_s",
+)  # fmt: skip
+
+
+class Step:
+    """One step: what was in it, and when the scheduler touched it (seconds of `perf_counter`)."""
+
+    __slots__ = ("emitted_tokens", "output", "schedule_s", "scheduled_s", "state", "update_s", "updated_s")
+
+    def __init__(self, output: Any, schedule_s: float, scheduled_s: float, state: dict[str, float]) -> None:
+        self.output = output
+        self.schedule_s, self.scheduled_s = schedule_s, scheduled_s
+        self.update_s = self.updated_s = float("nan")
+        self.emitted_tokens = 0
+        self.state = state
+
+    def row(self) -> dict[str, Any]:
+        """Columns of the measured-trace format, and this project's own (the scheduler's CPU time)."""
+        return {
+            "schedule_s": self.schedule_s,
+            "update_s": self.update_s,
+            "schedule_cpu_s": self.scheduled_s - self.schedule_s,
+            "update_cpu_s": self.updated_s - self.update_s,
+            "emitted_tokens": self.emitted_tokens,
+            **self.state,
+            **composition(self.output),
+        }
+
+
+def composition(output: Any) -> dict[str, int]:
+    """What a batch is made of, from vLLM's `SchedulerOutput` alone (`v1/core/sched/output.py`); names as in `simulator.cost.StepFeatures`.
+
+    A sequence decodes if it has context and runs one token beside its drafts; all others are chunks of prompt (or of recomputed tokens).
+    """
+    new, cached = output.scheduled_new_reqs, output.scheduled_cached_reqs
+    names = [*(request.req_id for request in new), *cached.req_ids]
+    computed = np.array([*(request.num_computed_tokens for request in new), *cached.num_computed_tokens], dtype=np.int64)
+    scheduled = np.array([output.num_scheduled_tokens[name] for name in names], dtype=np.int64)
+    drafts = np.array([len(output.scheduled_spec_decode_tokens.get(name, ())) for name in names], dtype=np.int64)
+    ends = computed + scheduled
+    decodes = (scheduled == 1 + drafts) & (computed > 0)
+    context = ends[decodes]
+    return {
+        "prefill_seqs": int((~decodes).sum()),
+        "prefill_tokens": int(scheduled[~decodes].sum()),
+        "prefill_context_tokens": int(ends[~decodes].sum()),
+        "prefill_attention_tokens": int((scheduled * ends)[~decodes].sum()),
+        "decode_seqs": int(decodes.sum()),
+        "decode_tokens": int(scheduled[decodes].sum()),
+        "decode_context_tokens": int(context.sum()),
+        "decode_context_max_tokens": int(context.max(initial=0)),
+        "verify_tokens": int(drafts[decodes].sum()),
+    }
+
+
+class _Recorder:
+    """Mixed into vLLM's schedulers: keeps finished steps in `steps`, or writes them to files as they finish."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.steps: list[Step] = []
+        self._in_flight: deque[Step] = deque()
+        folder = os.environ.get(RECORD_TO)
+        self._files = _Files(Path(folder)) if folder else None
+
+    def add_request(self: Any, request: Any) -> None:
+        if self._files:
+            self._files.added_s[request.request_id] = perf_counter()
+        super().add_request(request)  # type: ignore[misc]  # vLLM's scheduler stands behind this mixin
+
+    def schedule(self: Any, *args: Any, **kwargs: Any) -> Any:
+        begin_s = perf_counter()
+        output = super().schedule(*args, **kwargs)  # type: ignore[misc]  # vLLM's scheduler stands behind this mixin
+        end_s = perf_counter()
+        if output.total_num_scheduled_tokens:
+            state = {
+                "kv_usage": self.kv_cache_manager.usage,
+                "running": len(self.running),
+                "waiting": len(self.waiting),
+                "preempted": len(output.preempted_req_ids or ()),
+            }
+            self._in_flight.append(Step(output, begin_s, end_s, state))
+        return output
+
+    def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
+        begin_s = perf_counter()
+        outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]  # vLLM's scheduler stands behind this mixin
+        if scheduler_output.total_num_scheduled_tokens:
+            step = self._in_flight.popleft()
+            step.update_s, step.updated_s = begin_s, perf_counter()
+            emitted = [output for batch in outputs.values() for output in batch.outputs]
+            step.emitted_tokens = sum(len(output.new_token_ids) for output in emitted)
+            if self._files:
+                self._files.write(step, (output.request_id for output in emitted if output.finish_reason is not None))
+            else:
+                self.steps.append(step)
+        return outputs
+
+
+class _Files:
+    """`steps.csv` and `engine_requests.csv`, flushed at every line: the process may be killed at any time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.added_s: dict[str, float] = {}
+        self.steps = self._open(folder / "steps.csv", STEP_COLUMNS)
+        self.requests = self._open(folder / "engine_requests.csv", ("request_id", "added_s", "finished_s"))
+
+    @staticmethod
+    def _open(path: Path, columns: Iterable[str]) -> TextIO:
+        file = path.open("w", buffering=1)
+        file.write(",".join(columns) + "\n")
+        return file
+
+    def write(self, step: Step, finished: Iterable[str]) -> None:
+        row = step.row()
+        self.steps.write(",".join(repr(row[column]) for column in STEP_COLUMNS) + "\n")
+        for name in finished:
+            self.requests.write(f"{name},{self.added_s.pop(name)!r},{step.updated_s!r}\n")
+
+
+class RecordingScheduler(_Recorder, Scheduler):  # type: ignore[misc]  # vLLM ships no types
+    """Synchronous scheduling, recorded."""
+
+
+class RecordingAsyncScheduler(_Recorder, AsyncScheduler):  # type: ignore[misc]  # as above
+    """Asynchronous scheduling, recorded."""

@@ -1,0 +1,136 @@
+"""How one point of the grid is measured: sequences placed, warmed up, stepped as served and behind a hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from profiler.engine import Engine
+from profiler.grid import Point
+from profiler.nvml import Nvml
+
+WARM_STEPS = 3
+"""Not recorded: the first steps of a shape compile kernels, refill the queue and bring the clocks up."""
+SERVED_STEPS, HELD_STEPS = 10, 4
+ENERGY_S = 1.2
+"""Long against the interval of the energy counter."""
+LONG_S = 0.25
+"""Steps from here on are repeated less: their noise is small against them."""
+
+Row = dict[str, Any]
+
+
+def measure(engine: Engine, point: Point, sensors: Nvml) -> dict[str, Any]:
+    """Measures `point`: its fields, `rows` (a step each), and the sensors' readings."""
+    how: dict[str, Callable[[Engine, Point], list[Row]]] = {"decode": _decode, "prefill": _prefill, "mixed": _mixed, "energy": _energy}
+    begin_s, begin_j = perf_counter(), sensors.energy_j()
+    rows = how[point.kind](engine, point)
+    state, end_j = sensors.state(), sensors.energy_j()
+    return {
+        "point": point.name,
+        "kind": point.kind,
+        "rows": rows,
+        "took_s": perf_counter() - begin_s,
+        "energy_j": None if begin_j is None or end_j is None else end_j - begin_j,
+        **state,
+    }
+
+
+def _decode(engine: Engine, point: Point) -> list[Row]:
+    names = _place(engine, point)
+    rows = _steps(engine, SERVED_STEPS)
+    # Where the GPU was found waiting for the launch, its own time shows only behind a hold.
+    if engine.on_gpu and not all(row["queued"] for row in rows):
+        engine.hold(_hold_s(rows))
+        rows += _steps(engine, HELD_STEPS)
+        engine.hold(0.0)
+    _clear(engine, names)
+    return rows
+
+
+def _energy(engine: Engine, point: Point) -> list[Row]:
+    names = _place(engine, point)
+    begin_s, rows = perf_counter(), []
+    for _ in range(point.life_steps // (WARM_STEPS + SERVED_STEPS) - 1):
+        rows = _steps(engine, SERVED_STEPS)
+        if perf_counter() - begin_s > ENERGY_S:
+            break
+    _clear(engine, names)
+    return rows
+
+
+def _prefill(engine: Engine, point: Point) -> list[Row]:
+    def chunks(repeats: int) -> list[Row]:
+        for _ in range(repeats):
+            _prompts(engine, point)
+            while engine.busy:
+                engine.step()
+        return engine.drain()
+
+    warm = chunks(1)
+    repeats = 1 if warm[-1]["gpu_s"] > LONG_S else 3
+    rows = chunks(repeats)
+    if engine.on_gpu:
+        engine.hold(_hold_s(rows))
+        rows += chunks(repeats)
+        engine.hold(0.0)
+    return rows
+
+
+def _mixed(engine: Engine, point: Point) -> list[Row]:
+    def passes(repeats: int) -> list[Row]:
+        """A prompt joins the decoding batch, and two plain steps follow: neighbours show what a step does to them."""
+        for _ in range(repeats):
+            _prompts(engine, point)
+            for _ in range(3):
+                engine.step()
+        return engine.drain()[1:]  # its predecessor was drained, which may have made the GPU wait
+
+    names = _place(engine, point)
+    _steps(engine, 1)
+    warm = passes(1)
+    repeats = 1 if max(row["gpu_s"] for row in warm) > LONG_S else 3
+    rows = passes(repeats)
+    if engine.on_gpu:
+        engine.hold(_hold_s(rows), only_joined=True)
+        rows += passes(repeats)
+        engine.hold(0.0)
+    _clear(engine, names)
+    return rows
+
+
+def _place(engine: Engine, point: Point) -> list[str]:
+    """The point's decoding sequences: all of their context but the last token is claimed, so their first step already is a decode."""
+    output_tokens = point.life_steps * engine.tokens_per_decode
+    return [engine.add(context, claimed_tokens=context - 1, output_tokens=output_tokens) for context in point.contexts]
+
+
+def _prompts(engine: Engine, point: Point) -> None:
+    """The point's chunks: prompts that end with the one token that their last chunk yields."""
+    for _ in range(point.num_chunks):
+        engine.add(point.start + point.chunk, claimed_tokens=point.start, output_tokens=1)
+
+
+def _steps(engine: Engine, num_steps: int) -> list[Row]:
+    """The last `num_steps` of a few more."""
+    for _ in range(WARM_STEPS + num_steps):
+        engine.step()
+    return engine.drain()[-num_steps:]
+
+
+def _clear(engine: Engine, names: list[str]) -> None:
+    engine.abort(names)
+    engine.drain()
+
+
+def _hold_s(rows: list[Row]) -> float:
+    """Long enough for any of these launches, with some air."""
+    longest_s: float = max(row["launch_s"] for row in rows)
+    return 1.3 * longest_s + 1e-3
+
+
+def summary(rows: list[Row]) -> str:
+    """One line for the progress bar: the step's median GPU time."""
+    return f"{1e3 * median(row['gpu_s'] for row in rows):.2f} ms" if rows else "nothing"
