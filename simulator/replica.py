@@ -15,9 +15,10 @@ from simulator.clock import EngineClock, steady_ends
 from simulator.cost import CostModel, StepFeatures
 from simulator.engine import EngineConfig
 from simulator.events import STEP_END, Instant
-from simulator.scheduler import Scheduler, StepPlan
+from simulator.scheduler import Scheduler
 from simulator.sequence import NEVER, Sequence
 from simulator.steplog import StepLog
+from simulator.stepplan import StepPlan
 
 Int64 = NDArray[np.int64]
 

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 import simulator
 from simulator.kv import blocks_for
 from simulator.router import ROUTERS, make_router
-from simulator.scheduler import Scheduler, StepPlan
+from simulator.scheduler import Scheduler
 from simulator.simulate import NS_PER_S, Result, Scenario, simulate
+from simulator.stepplan import StepPlan
 from simulator.workload import OpenLoop, Workload
 from tests.support.cases import cost_model
 from tests.support.digest import digest

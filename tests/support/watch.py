@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from simulator.scheduler import Scheduler, StepPlan
+from simulator.scheduler import Scheduler
 from simulator.sequence import Sequence
 from simulator.simulate import Result, Scenario, simulate
+from simulator.stepplan import StepPlan
 
 
 def simulate_watched(
