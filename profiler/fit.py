@@ -12,6 +12,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.utils.validation import check_is_fitted
 
 from profiler.steps import Steps
+from profiler.tables import Prior
 from simulator.cost import ErrorRow, Regime, StepFeatures, design_matrix
 from simulator.engine import GraphMode
 
@@ -53,6 +54,8 @@ class StepTimeRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         terms: terms whose coefficients all graph modes share.
         mode_terms: further terms of single graph modes.
         window: successive steps whose times are summed before the fit compares them; 1 fits single steps.
+        priors: weighted sums of shared terms' coefficients that should be 0, each weighing like a row of the fit: what is known of
+            coefficients that no step tells apart.
         passes: weighted fits, each weighted with the times that the one before it predicts. Weights taken from the measured
             times would favour the windows that happened to be short, and predict too little in sum.
 
@@ -66,11 +69,13 @@ class StepTimeRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         terms: tuple[str, ...] = TERMS,
         mode_terms: Mapping[Mode, tuple[str, ...]] = MODE_TERMS,
         window: int = WINDOW,
+        priors: tuple[Prior, ...] = (),
         passes: int = 4,
     ) -> None:
         self.terms = terms
         self.mode_terms = mode_terms
         self.window = window
+        self.priors = priors
         self.passes = passes
 
     def fit(self, X: ArrayLike, y: ArrayLike, run: ArrayLike | None = None) -> StepTimeRegressor:  # noqa: N803  # scikit-learn's name
@@ -87,9 +92,10 @@ class StepTimeRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         if not len(sums):
             raise ValueError(f"no {self.window} steps follow one another: too few steps to fit")
         work, total = sums[:, :-1], sums[:, -1]
-        expected = total
+        expected, known = total, self._prior_rows()
         for _ in range(self.passes):
-            self.coef_ = _non_negative(work / expected[:, None], total / expected)
+            rows = np.vstack([work / expected[:, None], known])
+            self.coef_ = _non_negative(rows, np.concatenate([total / expected, np.zeros(len(known))]))
             expected = work @ self.coef_
         return self
 
@@ -109,6 +115,14 @@ class StepTimeRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
                     gpu_ns[term] = gpu_ns.get(term, 0.0) + float(value)
             regimes[name] = Regime(gpu_ns={term: float(f"{value:.6g}") for term, value in gpu_ns.items()})
         return regimes
+
+    def _prior_rows(self) -> Float64:
+        """float64[number of priors, number of columns]."""
+        rows = np.zeros((len(self.priors), len(self.columns_)))
+        for row, prior in zip(rows, self.priors, strict=True):
+            for term, weight in prior:
+                row[self.columns_.index((None, term))] = weight
+        return rows
 
     def _design(self, steps: NDArray[np.generic]) -> Float64:
         """float64[k, number of columns]: a mode term is zero in the steps of other modes."""

@@ -122,7 +122,7 @@ def pad(engine: EngineConfig, tokens: Int64, uniform_decode: NDArray[np.bool_]) 
 
 
 def _prefills(trace: Trace) -> tuple[Int64, Int64]:
-    """(step that completes each request's prompt, Σ chunk × end position of each step)."""
+    """(step that completes each request's prompt, pairs that attention computes in each step)."""
     prompts = trace.requests["prompt_tokens"].to_numpy(np.int64)
     seqs, tokens = (trace.steps[name].to_numpy(np.int64) for name in ("prefill_seqs", "prefill_tokens"))
     waiting = list(range(len(prompts)))
@@ -134,7 +134,7 @@ def _prefills(trace: Trace) -> tuple[Int64, Int64]:
             chunk = min(num_tokens, int(prompts[request] - computed[request]))
             computed[request] += chunk
             num_tokens -= chunk
-            attention[step] += chunk * computed[request]
+            attention[step] += chunk * computed[request] - chunk * (chunk - 1) // 2
             if computed[request] == prompts[request]:
                 waiting.remove(request)
                 done_in[request] = step

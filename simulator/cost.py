@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from functools import reduce
+from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,7 +33,7 @@ class StepFeatures(NamedTuple):
     prefill_context_tokens: Column = 0
     """Sum of the chunks' end positions: keys and values read."""
     prefill_attention_tokens: Column = 0
-    """Sum over chunks of chunk tokens × end position: attention work."""
+    """Pairs of a chunk's token and a token that it attends to, itself and those before it: attention work."""
     decode_seqs: Column = 0
     """Sequences that decode."""
     decode_context_tokens: Column = 0
@@ -55,38 +56,41 @@ class StepFeatures(NamedTuple):
 MOVING = frozenset({"decode_context_tokens", "decode_context_max_tokens"})
 """Features that change from one step of a steady decode to the next; all others stay."""
 
-_FACTOR = re.compile(r"(?P<name>[a-z_]+)(\[(?P<at>\d+)\]|\[(?P<low>\d+)?:(?P<high>\d+)?\])?")
+_FACTOR = re.compile(r"(?P<name>[a-z_]+)(\[(?P<low>\d+)?:((?P<peak>\d+):)?(?P<high>\d+)?\])?")
 _NAMES = (*StepFeatures._fields, "tokens", "one")
 
 
 class Factor(NamedTuple):
     """One feature, or the part of it between two knots: `padded_tokens[64:128]` is `clip(x, 64, 128) − 64`.
 
-    `padded_tokens[448]` is 1 at that value and 0 elsewhere: a size for which a library chose a bad kernel.
+    With three knots, a share: `padded_tokens[64:128:136]` is 1 at 128 and falls to 0 at 64 and 136. Neighbouring shares add up to 1,
+    so their coefficients are a table of times with straight lines between its entries. Without an outer knot it stays 1 on that side.
     """
 
     name: str
     low: int | None
     high: int | None
-    at: int | None = None
+    peak: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Factor:
         match = _FACTOR.fullmatch(text)
         if match is None or match["name"] not in _NAMES:
-            raise ValueError(f"term {text!r}: expected NAME, NAME[low:high] or NAME[value] with NAME one of {', '.join(_NAMES)}")
-        low, high, at = (None if knot is None else int(knot) for knot in (match["low"], match["high"], match["at"]))
-        if high is not None and high <= (low or 0):
+            raise ValueError(f"term {text!r}: expected NAME, NAME[low:high] or NAME[low:peak:high] with NAME one of {', '.join(_NAMES)}")
+        low, high, peak = (None if knot is None else int(knot) for knot in (match["low"], match["high"], match["peak"]))
+        rising = [0 if low is None and peak is None else low, peak, high]
+        knots = [knot for knot in rising if knot is not None]
+        if any(upper <= lower for lower, upper in pairwise(knots)):
             raise ValueError(f"term {text!r}: its upper knot must lie above its lower one")
-        return cls(match["name"], low, high, at)
+        return cls(match["name"], low, high, peak)
 
     def reader(self) -> Callable[[StepFeatures], Column]:
         """What reads the factor's value, a number or shape (k,), from features."""
         if self.name == "one":
             return lambda _: 1
         read = attrgetter(self.name)
-        if self.at is not None:
-            return lambda features: (read(features) == self.at) * 1
+        if self.peak is not None:
+            return self._share(read, self.peak)
         if self.low is self.high is None:
             return read
         low = 0 if self.low is None else self.low
@@ -101,6 +105,20 @@ class Factor(NamedTuple):
 
         return between_knots
 
+    def _share(self, read: Callable[[StepFeatures], Column], peak: int) -> Callable[[StepFeatures], Column]:
+        rise = None if self.low is None else peak - self.low
+        fall = None if self.high is None else self.high - peak
+
+        def share(features: StepFeatures) -> Column:
+            off = read(features) - peak
+            up = 1.0 if rise is None else 1.0 + off / rise
+            down = 1.0 if fall is None else 1.0 - off / fall
+            if isinstance(off, np.ndarray):
+                return np.maximum(np.minimum(np.minimum(up, down), 1.0), 0.0)
+            return max(min(up, down, 1.0), 0.0)
+
+        return share
+
 
 class Term:
     """A product of factors, written `decode_seqs*decode_context_max_tokens[4096:]`: a column of the fit's design matrix."""
@@ -110,6 +128,8 @@ class Term:
         factors = [Factor.parse(part) for part in text.split("*")]
         self.moves = any(factor.name in MOVING for factor in factors)
         """Whether the value changes within a steady decode."""
+        self.tabular = all(factor.name in ("one", "padded_tokens") for factor in factors)
+        """Whether the value follows from the padded batch alone."""
         self.of = reduce(_product, (factor.reader() for factor in factors))
         """Value of the term, from `StepFeatures`: a number, or shape (k,)."""
 
@@ -135,8 +155,11 @@ class Regime(Strict):
 
     gpu_ns: dict[str, float]
     launch_ns: dict[str, float] = {}
+    """What the thread does for a step: results before it handled, batch chosen, inputs prepared, kernels launched."""
+    lead_ns: dict[str, float] = {}
+    """Of that, the time before the first kernel, for which a GPU without other work waits."""
 
-    @field_validator("gpu_ns", "launch_ns")
+    @field_validator("gpu_ns", "launch_ns", "lead_ns")
     @classmethod
     def _physical(cls, coefficients: dict[str, float]) -> dict[str, float]:
         for text, value in coefficients.items():
@@ -144,6 +167,20 @@ class Regime(Strict):
             if not 0.0 <= value < float("inf"):
                 raise ValueError(f"coefficient of {text!r} is {value}; more work never takes less time: it must be 0 or more")
         return coefficients
+
+
+class MemoryParts(Strict):
+    """Where the memory of one GPU went at the start, bytes: what other settings' pools follow from (vLLM `v1/worker/gpu_worker.py`)."""
+
+    total_bytes: int = Field(gt=0)
+    weights_bytes: int = Field(ge=0)
+    activation_peak_bytes: int = Field(ge=0)
+    non_torch_bytes: int = Field(ge=0)
+    graphs_estimate_bytes: int = Field(ge=0)
+    bytes_per_block: float = Field(gt=0)
+    """Of one GPU, all layers."""
+    activation_peaks: list[tuple[int, int, int]] = []
+    """(token budget, seats, bytes): activation peaks measured at other settings."""
 
 
 class Memory(Strict):
@@ -155,6 +192,7 @@ class Memory(Strict):
     max_model_len: int = Field(ge=1)
     max_num_batched_tokens: int = Field(ge=1)
     max_num_seqs: int = Field(ge=1)
+    parts: MemoryParts | None = None
 
 
 class Overheads(Strict):
@@ -179,6 +217,24 @@ class Provenance(Strict):
     note: str = ""
 
 
+class Measurement(Strict):
+    """How a profile was measured, and the state that the GPU was in."""
+
+    device: str
+    driver: str
+    power_limit_w: float
+    gpu_minutes: float
+    """Start of the engine included."""
+    points: int
+    points_in_grid: int
+    weight_values: str
+    """`dummy`, or `realistic`: of the scale of real weights."""
+    sm_clock_mhz: tuple[float, float, float]
+    """Least, median and greatest reading, one a point; so are the next two."""
+    power_w: tuple[float, float, float]
+    temperature_c: tuple[float, float, float]
+
+
 class ErrorRow(Strict):
     """Signed relative error (predicted / measured − 1) over one set of held-out measurements."""
 
@@ -187,7 +243,7 @@ class ErrorRow(Strict):
     median_abs: float
     p90_abs: float
     signed_mean: float
-    """Weighted with the measured times: the error of their sum."""
+    """Of a trace, weighted with the measured times: the error of their sum. Of a profile, each row of the grid the same."""
 
 
 class Artifact(Strict):
@@ -207,6 +263,11 @@ class Artifact(Strict):
     domain: dict[str, tuple[float, float]]
     """Least and greatest measured value of each feature."""
     error: list[ErrorRow]
+    residuals: dict[Literal["decode", "prefill", "mixed"], dict[str, float]] = {}
+    """Quantiles of measured / predicted − 1 of single steps, by quantile; not used by the simulator yet."""
+    measurement: Measurement | None = None
+    speculation: str | None = None
+    """`<method>-k<K>`, such as `eagle3-k3`: every step verifies K drafts a sequence and makes new ones."""
     provenance: Provenance
 
     @field_validator("step")
@@ -223,11 +284,16 @@ class _Sum:
 
     def __init__(self, coefficients: dict[str, float]) -> None:
         terms = [(Term(text), value) for text, value in coefficients.items()]
-        self.still = [(term.of, value) for term, value in terms if not term.moves]
+        self.table = [(term.of, value) for term, value in terms if term.tabular]
+        self.still = [(term.of, value) for term, value in terms if not term.moves and not term.tabular]
         self.moving = [(term.of, value) for term, value in terms if term.moves]
+        self._by_padded_tokens: dict[int, float] = {}
 
     def still_ns(self, features: StepFeatures) -> Column:
-        total = 0.0
+        """Of one step. What depends on the padded batch alone is a long sum over few values: remembered."""
+        total = self._by_padded_tokens.get(features.padded_tokens)
+        if total is None:
+            total = self._by_padded_tokens[features.padded_tokens] = sum((value * of(features) for of, value in self.table), 0.0)
         for term_of, value in self.still:
             total = total + value * term_of(features)
         return total
@@ -253,6 +319,7 @@ class CostModel:
         self.artifact = artifact
         self._gpu = [_Sum(artifact.step[_mode_name(mode)].gpu_ns) for mode in GraphMode]
         self._launch = [_Sum(artifact.step[_mode_name(mode)].launch_ns) for mode in GraphMode]
+        self._lead = [_Sum(artifact.step[_mode_name(mode)].lead_ns) for mode in GraphMode]
         self._still_cache: list[dict[tuple[int, int], float]] = [{} for _ in GraphMode]
 
     def __reduce__(self) -> tuple[type[CostModel], tuple[Artifact]]:
@@ -298,14 +365,14 @@ class CostModel:
         sums = self._gpu[mode]
         return _whole_ns(sums.total_ns(features, self._still(features)))
 
-    def launch_ns(self, features: StepFeatures) -> int:
-        """Time that the launching thread needs, whole nanoseconds; the same for all steps of a steady decode.
+    def launch_ns(self, features: StepFeatures) -> tuple[int, int]:
+        """(time until the first kernel, time that the launching thread needs), whole nanoseconds; the first is a part of the second.
 
-        `features` are those of one step.
+        The same for all steps of a steady decode. `features` are those of one step.
         """
-        sums = self._launch[features.graph_mode]
-        total_ns: float = sums.total_ns(features, sums.still_ns(features))
-        return round(total_ns)
+        launch, lead = self._launch[features.graph_mode], self._lead[features.graph_mode]
+        launch_ns = round(launch.total_ns(features, launch.still_ns(features)))
+        return min(round(lead.total_ns(features, lead.still_ns(features))), launch_ns), launch_ns
 
     def _still(self, features: StepFeatures) -> Column:
         """The part that does not move; remembered for uniform decode, where only batch and padding enter."""

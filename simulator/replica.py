@@ -75,7 +75,7 @@ class Replica:
         self._gpu_ns = _UPTO[:0]
         self._cut = 0
         self._reach = SHORTEST_REACH
-        self._launch_ns = 0
+        self._lead_ns = self._launch_ns = 0
         self._timer = simpy.Event(env)
         self._idle = True
         env.process(self._run())
@@ -169,9 +169,9 @@ class Replica:
             return
         features = plan.features(self.engine)
         gpu_ns = self.cost.gpu_ns(features)
-        self._launch_ns = self.cost.launch_ns(features)
+        self._lead_ns, self._launch_ns = self.cost.launch_ns(features)
         self.busy_ns += gpu_ns
-        plan.gpu_end_ns = self.clock.launch(now_ns, gpu_ns, self._launch_ns)
+        plan.gpu_end_ns = self.clock.launch(now_ns, gpu_ns, self._launch_ns, self._lead_ns)
 
     def _run_stretch(self, now_ns: int) -> None:
         """Finds out when the steps end that nothing but an arrival can disturb."""
@@ -186,8 +186,9 @@ class Replica:
         plan = plans[-1]
         gpu_ns = self._steady_gpu_ns(plan.step + 1, steps - 1, plan.decode_seqs, plan.intercept_sum, plan.intercept_max)
         self._gpu_ns = gpu_ns
+        schedule_ns = self.clock.schedule_ns
         self._ends, self._gpu_ends = steady_ends(
-            self.engine.depth, first_ns, plan.gpu_end_ns, gpu_ns, self.clock.schedule_ns, self._launch_ns
+            self.engine.depth, first_ns, plan.gpu_end_ns, gpu_ns, schedule_ns + self._lead_ns, schedule_ns + self._launch_ns
         )
         if self._inbox and scheduler.heeds_arrivals():
             self._cut = self._steps_until(self._inbox[0].visible_from_ns)
@@ -210,8 +211,10 @@ class Replica:
         depth = self.engine.depth
         gpu_ns = self._steady_gpu_ns(first_step + depth, steps - 1, decode_seqs, intercept_sum, intercept_max)
         padded, mode = self.engine.graphs.pad(decode_seqs, True)
-        launch_ns = self.cost.launch_ns(StepFeatures(decode_seqs=decode_seqs, padded_tokens=padded, graph_mode=mode))
-        return np.asarray(steady_ends(depth, first_ns, next_gpu_end_ns, gpu_ns, self.clock.schedule_ns, launch_ns)[0])
+        lead_ns, launch_ns = self.cost.launch_ns(StepFeatures(decode_seqs=decode_seqs, padded_tokens=padded, graph_mode=mode))
+        schedule_ns = self.clock.schedule_ns
+        ends, _ = steady_ends(depth, first_ns, next_gpu_end_ns, gpu_ns, schedule_ns + lead_ns, schedule_ns + launch_ns)
+        return np.asarray(ends)
 
     def _log_steps(self, plan: StepPlan, steps: int) -> None:
         ends = self._ends

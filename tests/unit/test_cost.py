@@ -31,6 +31,15 @@ FEATURES = StepFeatures(
         ("padded_tokens[16:48]", 32),
         ("decode_seqs*decode_context_max_tokens[800:]", 900),
         ("decode_seqs*decode_seqs", 81),
+        ("padded_tokens[0:64:128]", 1),
+        ("padded_tokens[48:80:128]", 0.5),
+        ("padded_tokens[32:60:68]", 0.5),
+        ("padded_tokens[63:64:65]", 1),
+        ("padded_tokens[64:65:66]", 0),
+        ("padded_tokens[:16:80]", 0.25),
+        ("padded_tokens[:100:120]", 1),
+        ("padded_tokens[60:62:]", 1),
+        ("padded_tokens[60:68:]*decode_seqs", 4.5),
     ],
 )
 def test_a_term_has_its_value(text: str, value: int) -> None:
@@ -50,6 +59,10 @@ def test_a_term_has_its_value(text: str, value: int) -> None:
         "tokens[-1:]",
         "tokens[128:64]",
         "tokens[64:64]",
+        "tokens[64:32:128]",
+        "tokens[32:64:64]",
+        "tokens[32::64]",
+        "tokens[:64:32]",
     ],
 )
 def test_a_bad_term_is_refused_by_name(text: str) -> None:
@@ -65,10 +78,16 @@ factors = st.builds(
     segments | st.just("") | knots.filter(bool).map(lambda high: f"[:{high}]"),
 )
 terms = st.lists(factors, min_size=1, max_size=2).map("*".join)
+shares = st.builds(
+    lambda name, low, rise, fall: f"{name}[{low}:{low + rise}:{low + rise + fall}]",
+    st.sampled_from(["padded_tokens", "decode_seqs", "decode_context_tokens", "decode_context_max_tokens"]),
+    knots, st.integers(1, 600), st.integers(1, 600),
+)  # fmt: skip
 
 
 @given(
-    coefficients=st.dictionaries(terms | st.just("one"), st.floats(0, 1e7), min_size=1, max_size=5),
+    # Two contexts multiplied reach 10¹³: the sum must fit into 64 bits.
+    coefficients=st.dictionaries(terms | shares | st.just("one"), st.floats(0, 1e4), min_size=1, max_size=5),
     seqs=st.integers(1, 512),
     longest=st.integers(1, 9000),
     steps=st.integers(1, 20),
@@ -87,7 +106,7 @@ def test_a_stretch_of_steps_costs_what_its_steps_cost(coefficients: dict[str, fl
     assert np.broadcast_to(together, steps).tolist() == one_by_one
 
 
-@given(text=terms, values=st.lists(st.integers(0, 2000), min_size=1, max_size=10))
+@given(text=terms | shares, values=st.lists(st.integers(0, 2000), min_size=1, max_size=10))
 def test_a_term_is_the_same_for_numbers_and_for_columns(text: str, values: list[int]) -> None:
     column = np.array(values)
     columns = StepFeatures(decode_seqs=column, decode_context_tokens=column, decode_context_max_tokens=column, padded_tokens=column)
@@ -101,6 +120,15 @@ def test_more_work_never_takes_less_time(text: str, value: int, more: int) -> No
         return int(Term(text).of(StepFeatures(decode_seqs=v, decode_context_tokens=v, decode_context_max_tokens=v, padded_tokens=v)))
 
     assert of(value) <= of(value + more)
+
+
+@given(at=st.sets(st.integers(1, 600), min_size=3, max_size=8).map(sorted), value=st.integers(0, 700))
+def test_shares_are_a_table_with_straight_lines(at: list[int], value: int) -> None:
+    ends: list[int | str] = ["", *at, ""]
+    table = [Term(f"padded_tokens[{low}:{peak}:{high}]") for low, peak, high in zip(ends, at, ends[2:], strict=False)]
+    times = np.random.default_rng(0).uniform(1, 9, len(at))
+    found = sum(time * term.of(StepFeatures(padded_tokens=value)) for time, term in zip(times, table, strict=True))
+    assert found == pytest.approx(np.interp(value, at, times))
 
 
 def test_a_design_matrix_has_a_column_a_term() -> None:

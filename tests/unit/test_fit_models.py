@@ -108,3 +108,50 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         export(artifact(engine="other"), tmp_path)
     assert path.read_text() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+TARGET = (0.015, 0.04, 0.005)
+"""Median, 90th percentile and mean (without its sign) of the errors."""
+
+# Left out, a batch size takes its kernel's time with it: neighbours do not tell it, least of all for fp8 and AWQ. These profiles ran
+# out of their budget after a third of the grid; where the size that traffic runs was measured, the in-sample rows hold.
+MISSED = {
+    ("h100-sxm/r1-distill-qwen-14b/fp8-kv_auto-tp1", "decode steps, batch or chunk sizes left out"): (0.011, 0.047, 0.008),
+    ("h100-sxm/r1-distill-qwen-14b/fp8-kv_auto-tp1", "prefill steps, batch or chunk sizes left out"): (0.084, 0.185, 0.04),
+    ("h100-sxm/r1-distill-qwen-14b/fp8-kv_auto-tp1", "mixed steps, batch or chunk sizes left out"): (0.029, 0.102, 0.022),
+    ("h100-sxm/r1-distill-qwen-14b/fp8-kv_auto-tp1", "decode steps, contexts left out"): (0.005, 0.038, 0.008),
+    ("h100-sxm/r1-distill-qwen-14b/fp8-kv_auto-tp1", "prefill steps, contexts left out"): (0.019, 0.055, 0.003),
+    ("h100-sxm/r1-distill-qwen-14b/fp8-kv_auto-tp1", "mixed steps, contexts left out"): (0.017, 0.05, 0.001),
+    ("h100-sxm/r1-distill-qwen-32b/awq-kv_auto-tp1", "decode steps, batch or chunk sizes left out"): (0.018, 0.068, 0.013),
+    ("h100-sxm/r1-distill-qwen-32b/awq-kv_auto-tp1", "prefill steps, batch or chunk sizes left out"): (0.035, 0.074, 0.027),
+    ("h100-sxm/r1-distill-qwen-32b/awq-kv_auto-tp1", "mixed steps, batch or chunk sizes left out"): (0.032, 0.1, 0.028),
+    ("h100-sxm/r1-distill-qwen-32b/awq-kv_auto-tp1", "prefill steps, contexts left out"): (0.019, 0.066, 0.01),
+    ("h100-sxm/r1-distill-qwen-32b/bf16-kv_auto-tp1", "prefill steps, batch or chunk sizes left out"): (0.014, 0.037, 0.015),
+    ("h100-sxm/r1-distill-qwen-32b/bf16-kv_auto-tp1", "mixed steps, batch or chunk sizes left out"): (0.015, 0.052, 0.004),
+    ("h100-sxm/r1-distill-qwen-32b/bf16-kv_auto-tp1", "prefill steps, contexts left out"): (0.011, 0.031, 0.006),
+    ("h100-sxm/r1-distill-qwen-32b/fp8-kv_auto-tp1", "decode steps, batch or chunk sizes left out"): (0.009, 0.127, 0.021),
+    ("h100-sxm/r1-distill-qwen-32b/fp8-kv_auto-tp1", "prefill steps, batch or chunk sizes left out"): (0.083, 0.208, 0.064),
+    ("h100-sxm/r1-distill-qwen-32b/fp8-kv_auto-tp1", "mixed steps, batch or chunk sizes left out"): (0.022, 0.176, 0.047),
+    ("h100-sxm/r1-distill-qwen-32b/fp8-kv_auto-tp1", "prefill steps, contexts left out"): (0.025, 0.165, 0.041),
+    ("h100-sxm/r1-distill-qwen-32b/fp8-kv_auto-tp1", "mixed steps, contexts left out"): (0.015, 0.103, 0.011),
+    ("h100-sxm/r1-distill-qwen-7b/bf16-kv_fp8-tp1", "decode steps, batch or chunk sizes left out"): (0.015, 0.049, 0.003),
+    ("h100-sxm/r1-distill-qwen-7b/bf16-kv_fp8-tp1", "prefill steps, batch or chunk sizes left out"): (0.027, 0.113, 0.025),
+    ("h100-sxm/r1-distill-qwen-7b/bf16-kv_fp8-tp1", "mixed steps, batch or chunk sizes left out"): (0.019, 0.049, 0.004),
+    ("h100-sxm/r1-distill-qwen-7b/bf16-kv_fp8-tp1", "decode steps, contexts left out"): (0.015, 0.045, 0.011),
+    ("h100-sxm/r1-distill-qwen-7b/bf16-kv_fp8-tp1", "prefill steps, contexts left out"): (0.034, 0.09, 0.004),
+    ("h100-sxm/r1-distill-qwen-7b/bf16-kv_fp8-tp1", "mixed steps, contexts left out"): (0.013, 0.052, 0.003),
+}
+"""Rows that miss the target, and what they reach."""
+
+
+@pytest.mark.parametrize("path", artifacts(), ids=lambda path: path.relative_to(MODELS).as_posix())
+def test_errors_are_within_the_target_or_listed(path: Path) -> None:
+    shipped = CostModel.load(path).artifact
+    if shipped.measurement is None:
+        pytest.skip("fitted to a trace")
+    name = path.relative_to(MODELS).with_suffix("").as_posix()
+    for row in shipped.error:
+        limit = MISSED.get((name, row.judged_on), TARGET)
+        reached = (row.median_abs, row.p90_abs, abs(row.signed_mean))
+        assert all(a <= b for a, b in zip(reached, limit, strict=True)), (row, limit)
+    assert not any("in-sample" in judged_on for _, judged_on in MISSED)

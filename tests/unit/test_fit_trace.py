@@ -96,7 +96,7 @@ class ToyEngine:
                 del self._decoding[request]
         tokens = sum(tokens for _, tokens, _ in chunks)
         padded, mode = self.graphs.pad(tokens + len(decoding), not chunks)
-        ends, attention = sum(end for *_, end in chunks), sum(tokens * end for _, tokens, end in chunks)
+        ends, attention = sum(end for *_, end in chunks), sum(tokens * end - tokens * (tokens - 1) // 2 for _, tokens, end in chunks)
         context, longest = sum(contexts), max(contexts, default=0)
         return StepFeatures(len(chunks), tokens, ends, attention, len(decoding), context, longest, 0, padded, mode), emitting
 

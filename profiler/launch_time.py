@@ -1,0 +1,49 @@
+"""What the thread that launches does for a step, learned from a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from profiler.fit import MODES, Mode, StepTimeRegressor
+from profiler.profiled import Profiled
+
+TERMS = ("one", "prefill_seqs", "decode_seqs", "tokens")
+SCHEDULE_TERMS = ("one", "decode_seqs")
+
+Coefficients = dict[str, float]
+
+
+def launch_regimes(profile: Profiled) -> dict[Mode, tuple[Coefficients, Coefficients]]:
+    """(launch, lead) of each graph mode, nanoseconds by term; modes that were not measured are left out.
+
+    A launch is everything that the thread does between two results: the earlier one handled, a batch chosen, its inputs prepared,
+    its kernels launched. The lead is the part before the first kernel. With several GPUs other processes launch, and this thread
+    chooses and handles only; and without asynchronous scheduling a launch ends with the wait for the GPU: there, too, it is
+    what the thread does beside.
+    """
+    engine = profile.meta["engine"]
+    launches_here = bool(engine["async_scheduling"]) and profile.meta["tensor_parallel_size"] == 1
+    found: dict[Mode, tuple[Coefficients, Coefficients]] = {}
+    for name, mode in MODES.items():
+        rows = profile.take((profile.table["graph_mode"] == int(mode)).to_numpy() & profile.table["launch_ns"].notna().to_numpy())
+        if not len(rows.table):
+            continue
+        around = _fit(rows, "cpu_ns", SCHEDULE_TERMS)
+        if not launches_here:
+            found[name] = (around, around)
+            continue
+        launch = _fit(rows, "launch_ns", TERMS)
+        lead_ns = min(profile.prepare_ns or 0.0, float(rows.table["launch_ns"].median()))
+        found[name] = (_sum(launch, around), _sum(around, {"one": lead_ns}))
+    return found
+
+
+def _fit(rows: Profiled, column: str, terms: tuple[str, ...]) -> Coefficients:
+    model = StepTimeRegressor(terms=terms, mode_terms={}, window=1).fit(rows.matrix, rows.table[column].to_numpy(np.float64))
+    return dict(zip(terms, model.coef_.tolist(), strict=True))
+
+
+def _sum(a: Mapping[str, float], b: Mapping[str, float]) -> Coefficients:
+    return {term: a.get(term, 0.0) + b.get(term, 0.0) for term in dict.fromkeys([*a, *b])}

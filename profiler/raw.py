@@ -1,0 +1,81 @@
+"""A profile's measurements in the form in which they lie beside an artifact: small, and all that a fit reads."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from profiler.export import write_bytes
+from simulator.errors import UserError
+
+COLUMNS = (
+    "point", "prefill_seqs", "prefill_tokens", "prefill_context_tokens", "prefill_attention_tokens", "decode_seqs",
+    "decode_context_tokens", "decode_context_max_tokens", "verify_tokens", "graph_mode", "padded_tokens", "gpu_s", "forward_s",
+    "draft_s", "launch_s", "schedule_cpu_s", "update_cpu_s", "hold_s", "queued",
+)  # fmt: skip
+"""Of the recorded columns, those that a fit reads, and the parts of `gpu_s` (the rest of it samples)."""
+
+DIGITS = 7
+"""Tenths of microseconds: below the resolution of the GPU's events."""
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """The texts of `profile.json` and `steps.csv`, without what no fit reads."""
+
+    profile_json: str
+    steps_csv: str
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """`profile.json`."""
+        loaded: dict[str, Any] = json.loads(self.profile_json)
+        return loaded
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """`COLUMNS`, a row a step."""
+        return pd.read_csv(io.StringIO(self.steps_csv))
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(f"{self.profile_json}\0{self.steps_csv}".encode()).hexdigest()
+
+    @classmethod
+    def read(cls, path: Path) -> Raw:
+        """Of a profile's folder, or of an artifact that has its measurements beside it.
+
+        Raises:
+            UserError: a file is missing or unreadable.
+        """
+        names = ("profile.json", "steps.csv.gz") if path.is_dir() or path.suffix != ".json" else ("profile.json.gz", "steps.csv.gz")
+        files = [path / name if names[0] == "profile.json" else path.with_suffix(f".{name}") for name in names]
+        try:
+            content = [gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes() for file in files]
+            meta, steps = json.loads(content[0]), pd.read_csv(io.BytesIO(content[1]))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"profile {path}: {Path(error.filename).name} is missing; `python -m profiler` writes it when a run ends"
+            ) from None
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"profile {path}: not readable ({str(error).splitlines()[0]})") from None
+        if steps.empty:
+            raise UserError(f"profile {path}: has no steps")
+        text = steps[[name for name in COLUMNS if name in steps]].round(DIGITS).to_csv(index=False)
+        return cls(json.dumps(meta, separators=(",", ":")), text)
+
+    def write(self, artifact: Path) -> None:
+        """Writes `<artifact>.profile.json.gz` and `<artifact>.steps.csv.gz`; the same measurements give the same bytes.
+
+        Raises:
+            UserError: the place cannot be written.
+        """
+        for name, text in (("profile.json", self.profile_json), ("steps.csv", self.steps_csv)):
+            write_bytes(artifact.with_suffix(f".{name}.gz"), gzip.compress(text.encode(), mtime=0))
