@@ -52,6 +52,7 @@ Generated with the artifacts; `schema.json` describes their form. Errors are pre
 absolute error, and the mean of the signed one (of a trace: the error of the summed times). *Left out* are whole rows of the grid: the
 fit that is judged saw no step with their batch (or chunk) size, or none with their context. Beside an artifact lie its measurements,
 `….steps.csv.gz` and `….profile.json.gz`; `python -m profiler.fit_profile profile=<the artifact>` fits it to them again.
+`….points.jsonl.gz` is what a grid that its budget cut continues from: put it as `points.jsonl.gz` into the profiler's `out=` folder.
 """
 
 _HEAD = """Errors on left-out rows, median / 90th percentile / mean, each the worse of the two ways of leaving out:

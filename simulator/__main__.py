@@ -67,6 +67,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _simulate(config: Config) -> None:
+    from tqdm import tqdm
+
     from simulator.domain import outside_domain
     from simulator.results import write_run
     from simulator.screen import run_text
@@ -76,7 +78,12 @@ def _simulate(config: Config) -> None:
     scenario = config.scenario()
     requests, replicas = len(scenario.workload.requests), scenario.num_replicas
     print(f"simulating {requests:,} requests on {replicas} replica{'s' if replicas > 1 else ''}", file=sys.stderr)
-    result = simulate(scenario)
+    with tqdm(desc="simulating", total=requests, unit="request", leave=False, disable=None, file=sys.stderr, dynamic_ncols=True) as bar:
+
+        def advance(finished: int, _: int) -> None:
+            bar.update(finished - bar.n)
+
+        result = simulate(scenario, advance)
     figures = {**summary(result, config.slo), "outside_domain": outside_domain(result)}
     folder = write_run(config, result, figures)
     print(run_text(config, figures, textwrap.fill(scenario.workload.description, 120)))

@@ -45,8 +45,9 @@ class Check:
         latency = pooled(trials, slo.metric)
         if not len(latency):  # no such request: nothing breaks the limit
             return cls(name, slo.limit_s, Estimate(0.0, 0.0, 0.0, 0.0, len(trials)), 1.0)
+        value, alone = figure(trials), [figure((trial,)) for trial in trials]
         without = [figure(trials[:index] + trials[index + 1 :]) for index in range(len(trials))] if len(trials) > 1 else [nan]
-        return cls(name, slo.limit_s, Estimate.of(figure(trials), without, confidence), latency.attainment(slo.limit_s))
+        return cls(name, slo.limit_s, Estimate.of(value, alone, without, confidence), latency.attainment(slo.limit_s))
 
     @classmethod
     def of_goodput(cls, least: float, trials: tuple[Trial, ...], confidence: float) -> Check:
@@ -88,7 +89,7 @@ def _of_means(values: list[float], otherwise: float, confidence: float) -> Estim
     """Of runs that count alike; those without such a figure (NaN) are left out."""
     known = [value for value in values if not isnan(value)] or [otherwise]
     mean, n = sum(known) / len(known), len(known)
-    return Estimate.of(mean, [(n * mean - value) / (n - 1) if n > 1 else nan for value in known], confidence)
+    return Estimate.of(mean, known, [(n * mean - value) / (n - 1) if n > 1 else nan for value in known], confidence)
 
 
 @dataclass(frozen=True, eq=False)

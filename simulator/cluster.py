@@ -136,16 +136,18 @@ class Cluster:
 
     # -- observing --------------------------------------------------------------------------------------------------
 
-    def observe(self, sample_ns: int) -> None:
-        """Starts sampling every `sample_ns`."""
-        self.env.process(self._sample(sample_ns))
+    def observe(self, sample_ns: int, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Starts sampling every `sample_ns`; `on_progress` is told then of (requests finished, all requests)."""
+        self.env.process(self._sample(sample_ns, on_progress))
 
-    def _sample(self, sample_ns: int) -> Process:
+    def _sample(self, sample_ns: int, on_progress: Callable[[int, int], None] | None) -> Process:
         for tick in range(1 << 62):
             yield Instant(self.env, tick * sample_ns, SAMPLE)
             self._samples.append(self.now_ns)
             for replica in self.replicas:
                 self._samples.extend(replica.snapshot())
+            if on_progress is not None:
+                on_progress(len(self._asked) - self._unfinished, len(self._asked))
 
     def timeline(self) -> Timeline:
         """All samples so far."""

@@ -39,6 +39,8 @@ class EngineConfig(BaseModel):
     watermark: float = Field(0.0, ge=0.0, lt=1.0)
     async_scheduling: bool = True
     enforce_eager: bool = False
+    vllm_version: Literal["0.26", "0.32"] = "0.26"
+    """Whose scheduler it is. The two differ in two rules (docs/adr/0005-conformance.md)."""
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> EngineConfig:

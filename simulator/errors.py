@@ -10,3 +10,7 @@ class UserError(ValueError):
 
 class InvariantError(AssertionError):
     """A law of the simulator does not hold: a bug in this project, never the user's mistake."""
+
+
+class NothingFitsError(UserError):
+    """No request of the traffic fits into the engine's `max_model_len`: for a plan an answer."""

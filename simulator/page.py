@@ -8,7 +8,8 @@ from simulator.charts import Chart, charts
 from simulator.plan import Plan
 from simulator.report import facts, headline, table
 
-CONFIG = {"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
+CONFIG = {"responsive": True, "displayModeBar": False}
+"""Hovering, dragging and double-clicking do it all; on touch screens the buttons would cover the legends."""
 
 UNBROKEN = "\N{NON-BREAKING HYPHEN}"
 

@@ -6,14 +6,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from simulator.candidate import Candidate
-from simulator.errors import InvariantError
+from simulator.errors import InvariantError, NothingFitsError
 from simulator.pool import Pool
 from simulator.search import Search
-from simulator.sizing import MOST_LIFETIMES, NS_PER_S, Demand
-from simulator.steady import Period, missing_share, reached_s
+from simulator.sizing import FILLED, MOST_LIFETIMES, NS_PER_S, Demand
+from simulator.steady import Period, still_off
 from simulator.trial import Question, Trial, run_trial
 from simulator.wording import check_text, duration
 from simulator.workload import OpenSpec
@@ -27,8 +25,10 @@ SAMPLE_REQUESTS = 40_000
 """Requests from which the load is estimated before anything is simulated."""
 MEASURED_REQUESTS = 10_000
 """Measured over all runs of a candidate, unless requests stay so long that more are needed: 100 lie beyond a 99th percentile."""
-STILL_MISSING = 0.03
-"""A warm-up was too short if more than this share of the load was still missing at its end."""
+WARMUP = 1 / 3
+"""Of the time that an empty service takes to fill: a run begins with nearly its load, and forgets what was wrong with it."""
+STILL_OFF = 0.03
+"""A warm-up was too short if the start's error was still more than this share of the load at its end."""
 LONGEST_LIFETIMES = 10
 """How long a replay goes on after the last arrival, in lifetimes of its longest request, if requests are still unfinished."""
 LONGEST_PERIODS = 3
@@ -45,7 +45,8 @@ class Plan:
     """The answer and its evidence."""
 
     question: Question
-    demand: Demand
+    demand: Demand | None
+    """None: no request fits into the engine."""
     period: Period | None
     """Of every run; None: nothing was simulated."""
     candidates: dict[int, Candidate]
@@ -59,8 +60,6 @@ class Plan:
     simulated_requests: int = 0
     settled: bool = True
     """Whether the warm-up was long enough."""
-    reached_s: float = 0.0
-    """When the requests in the system reached the level around which they stayed."""
     traffic: str = ""
     """What was served, in a line."""
     caveats: tuple[str, ...] = ()
@@ -103,21 +102,24 @@ def plan(config: Config) -> Plan:
 
 def answer(question: Question, workers: int | None = None) -> Plan:
     """Answers a question. The same whatever the number of `workers` (processes; None: one a core)."""
-    demand, about = _demand(question)
+    try:
+        demand, about = demand_of(question)
+    except NothingFitsError as error:
+        return Plan(question, None, None, {}, None, str(error).removeprefix("workload: "))
     reason = _impossible(question, demand)
     if reason:
         return Plan(question, demand, None, {}, None, reason, traffic=about)
-    period, simulated_s, simulated_requests = _period(question, demand), 0.0, 0
+    period, simulated_s, simulated_requests = period_of(question, demand), 0.0, 0
     for attempt in range(LONGEST_PERIODS):
-        with Pool(partial(_run, question, period), workers, "simulating") as pool:
+        with Pool(partial(_run, question, demand, period), workers, "simulating") as pool:
             search = Search(question, demand, pool)
             num_replicas = search.run()
         simulated_s += search.simulated_s
         simulated_requests += search.simulated_requests
         judged = search.candidates[num_replicas or question.max_replicas]
-        reached, settled = _settling(period, judged)
-        # A service that was still filling looks faster than it is: if even so it does not suffice, no longer run is needed.
-        settled = settled or num_replicas is None or question.replays
+        settled = question.replays or all(
+            _settled(demand, period, candidate) for candidate in search.candidates.values() if not candidate.unstable
+        )
         if settled or attempt == LONGEST_PERIODS - 1:
             reason = "" if num_replicas else _too_few(question, judged)
             sizes = dict(sorted(search.candidates.items()))
@@ -131,7 +133,6 @@ def answer(question: Question, workers: int | None = None) -> Plan:
                 simulated_s,
                 simulated_requests,
                 settled,
-                reached,
                 about,
                 _caveats(question, period),
             )
@@ -139,11 +140,12 @@ def answer(question: Question, workers: int | None = None) -> Plan:
     raise InvariantError("the last period was not taken")
 
 
-def _run(question: Question, period: Period, task: tuple[int, int]) -> Trial:
-    return run_trial(question, period, *task)
+def _run(question: Question, demand: Demand, period: Period, task: tuple[int, int]) -> Trial:
+    return run_trial(question, demand, period, *task)
 
 
-def _demand(question: Question) -> tuple[Demand, str]:
+def demand_of(question: Question) -> tuple[Demand, str]:
+    """(the traffic as the estimate sees it, a line about it)."""
     workload = question.traffic(question.seed, num_requests=None if question.replays else SAMPLE_REQUESTS)
     arrival_ns = workload.requests.arrival_ns
     if isinstance(question.workload, OpenSpec):
@@ -180,17 +182,19 @@ def _too_few(question: Question, judged: Candidate) -> str:
     return f"with {gpus} GPUs (plan.max_gpus) {check_text(judged.binding)}"
 
 
-def _period(question: Question, demand: Demand) -> Period:
-    most = question.max_replicas
-    size = demand.guess(question.slos, most)
-    step_s = demand.step_of(size) or demand.step_s(demand.most_running)
-    lifetimes_s = demand.latencies(step_s)["e2e"].values_s
+def period_of(question: Question, demand: Demand) -> Period:
+    """What every run is made of."""
+    size = demand.guess(question.slos, question.max_replicas)
+    # One replica fewer is judged, too, and takes longer for everything; if it can carry the load at all.
+    size = size - 1 if size > 1 and demand.step_of(size - 1) is not None else size
+    lifetimes_s = demand.latencies(demand.usual_step_s(size))["e2e"].values_s
     warmup_s = demand.filling_s(size) or MOST_LIFETIMES * float(lifetimes_s.mean())
     if question.replays:
         last_s = float(demand.requests.arrival_ns[-1]) / NS_PER_S
         warmup_s = min(warmup_s, last_s / 2)
         return Period(warmup_s, last_s + 1 / NS_PER_S - warmup_s, LONGEST_LIFETIMES * float(lifetimes_s.max()))
-    return Period.of(lifetimes_s, warmup_s, question.measured_s or MEASURED_REQUESTS / question.num_seeds / demand.rate)
+    measured_s = question.measured_s or MEASURED_REQUESTS / question.num_seeds / demand.rate
+    return Period.of(lifetimes_s, WARMUP * warmup_s, measured_s, demand.longest_s)
 
 
 def _caveats(question: Question, period: Period) -> tuple[str, ...]:
@@ -218,10 +222,11 @@ def _caveats(question: Question, period: Period) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _settling(period: Period, judged: Candidate) -> tuple[float, bool]:
-    """(when the requests in the system reached their level, whether the warm-up was long enough)."""
-    lifetimes_s = np.concatenate([trial.latencies["e2e"].values_s for trial in judged.trials])
-    times_s = min((trial.time_s for trial in judged.trials), key=len)
-    in_system = [(trial.running + trial.queue)[: len(times_s)] for trial in judged.trials]
-    reached = reached_s(in_system, times_s, period.warmup_s)
-    return reached, reached <= period.warmup_s and missing_share(lifetimes_s, period.warmup_s) <= STILL_MISSING
+def _settled(demand: Demand, period: Period, candidate: Candidate) -> bool:
+    """Whether the warm-up was long enough for this size."""
+    filling_s = demand.filling_s(candidate.num_replicas) or period.warmup_s / WARMUP
+    # What is left of an error falls exponentially, and to 1 − FILLED in the time that an empty service takes to fill.
+    left = (1 - FILLED) ** (period.warmup_s / filling_s) if filling_s > 0 else 0.0
+    started = [float(trial.started) for trial in candidate.trials]
+    levels = [float(trial.in_system.mean()) for trial in candidate.trials]
+    return still_off(started, levels, 1 - left) <= STILL_OFF

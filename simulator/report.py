@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from simulator.config import Config
 
 WIDTH = 120
+HEIGHT = 23
+"""Lines of the text, with room for where the files are on a screen of 25."""
 LABEL = 14
+LESS_IMPORTANT = ("step times", "traffic", "simulated", "extrapolated", "steady state", "how sure", "one fewer", "beware", "binding SLO")
+"""What is cut short first where the screen is too low; the page has it all."""
 OBSERVED = ("TTFT p50", "TTFVT p50", "E2E p50", "E2E p99", "GPU busy", "KV max", "running", "waiting")
 """Columns of the table beside those of the SLOs."""
 PERCENTILES = (50.0, 90.0, 95.0, 99.0)
@@ -40,19 +44,25 @@ def show(config: Config, plan: Plan) -> None:
 
 def text(plan: Plan) -> str:
     """One screen."""
-    lines = [textwrap.fill(headline(plan), WIDTH, break_on_hyphens=False), ""]
-    for label, sentence in facts(plan):
-        first, *more = textwrap.wrap(sentence, WIDTH - LABEL, break_on_hyphens=False)
-        lines += [f"{label:<{LABEL}}{first}", *(" " * LABEL + line for line in more)]
-    if plan.candidates:
-        lines += ["", *_aligned(table(plan))]
-    return "\n".join(lines)
+    head = [*textwrap.wrap(headline(plan), WIDTH, break_on_hyphens=False), ""]
+    foot = ["", *_aligned(table(plan))] if plan.candidates else []
+    found = facts(plan)
+    wrapped = {label: textwrap.wrap(sentence, WIDTH - LABEL, break_on_hyphens=False) for label, sentence in found}
+    for least in (2, 1):
+        for label in LESS_IMPORTANT:
+            over = len(head) + sum(map(len, wrapped.values())) + len(foot) - HEIGHT
+            lines = wrapped.get(label, [])
+            if over > 0 and len(lines) > least:
+                kept = max(len(lines) - over, least)
+                wrapped[label] = textwrap.wrap(dict(found)[label], WIDTH - LABEL, break_on_hyphens=False, max_lines=kept, placeholder=" …")
+    body = [f"{'' if row else label:<{LABEL}}{line}" for label, lines in wrapped.items() for row, line in enumerate(lines)]
+    return "\n".join([*head, *body, *foot])
 
 
 def headline(plan: Plan) -> str:
     """The answer in a sentence."""
     artifact, question = plan.question.cost.artifact, plan.question
-    service = f"{artifact.model} ({artifact.weights}) at {plan.demand.rate:.3g} requests/s"
+    service = f"{artifact.model} ({artifact.weights}){f' at {plan.demand.rate:.3g} requests/s' if plan.demand else ''}"
     if plan.num_replicas is None:
         return f"No number of GPUs up to {question.max_gpus} will do for {service}: {plan.reason}."
     each = f"one {artifact.gpu} each" if question.gpus_per_replica == 1 else f"{question.gpus_per_replica} × {artifact.gpu} each"
@@ -79,7 +89,7 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
         ("step times", _step_times(plan)),
         ("extrapolated", _extrapolated(plan)),
     ]
-    found += [("beware", sentence) for sentence in _caveats(plan)]
+    found.append(("beware", "; ".join(_caveats(plan))))
     return [(label, sentence) for label, sentence in found if sentence]
 
 
@@ -111,7 +121,9 @@ def table(plan: Plan) -> list[list[str]]:
 
 
 def traffic(plan: Plan) -> str:
-    """What was served, and where the lengths are from."""
+    """What was served, and where the lengths are from; empty if no request fits into the engine."""
+    if plan.demand is None:
+        return ""
     requests = plan.demand.requests
     return (
         f"{plan.traffic}; {requests.prompt_tokens.mean():,.0f} prompt and {requests.output_tokens.mean():,.0f} output tokens on average,"
@@ -136,7 +148,6 @@ def summary(plan: Plan) -> dict[str, Any]:
         "warmup_s": None if plan.period is None else plan.period.warmup_s,
         "measured_s": None if plan.period is None else plan.period.measured_s,
         "cooldown_s": None if plan.period is None else plan.period.cooldown_s,
-        "level_reached_s": plan.reached_s,
         "settled": plan.settled,
         "candidates": [_summary_of(plan, candidate) for candidate in plan.candidates.values()],
     }
@@ -150,6 +161,7 @@ def _summary_of(plan: Plan, candidate: Candidate) -> dict[str, Any]:
         "chance": candidate.chance,
         "trend_in_system": vars(candidate.in_system),
         "trend_waiting": vars(candidate.waiting),
+        "runs": len(candidate.trials),
         "requests": sum(trial.num_requests for trial in candidate.trials),
         "censored": _censored(candidate),
         "preemptions": sum(trial.preemptions for trial in candidate.trials),
@@ -210,19 +222,24 @@ def _steady(plan: Plan) -> str:
     judged = plan.chosen or next(reversed(plan.candidates.values()))
     (low, high), trend = plan.period.window, judged.in_system
     requests = sum(trial.num_requests for trial in judged.trials)
+    began = "it begins empty"
+    if not plan.question.replays:
+        level = np.mean([trial.in_system.mean() for trial in judged.trials])
+        began = f"it begins with {np.mean([t.started for t in judged.trials]):,.0f} under way (Little's law; {level:,.0f} while measured)"
     return (
-        f"measured are {requests:,} requests that arrived {low:,.0f}–{high:,.0f} s into a run; before, the empty service fills (warm-up;"
-        f" its level was reached at {plan.reached_s:,.0f} s); {_censored(judged) / max(requests, 1):.1%} unfinished at the end: censored,"
-        f" not dropped; {'the queue grows' if judged.unstable else 'no queue grows'} (requests in the system {trend.share:+.1%},"
-        f" p = {trend.p_value:.2g})"
+        f"measured are {requests:,} requests that arrived {low:,.0f}–{high:,.0f} s into a run, the warm-up cut off; {began};"
+        f" {_censored(judged) / max(requests, 1):.1%} unfinished at its end: censored, not dropped;"
+        f" {'the queue grows' if judged.unstable else 'no queue grows'} (in the system {trend.share:+.1%}, p = {trend.p_value:.2g})"
     )
 
 
 def _simulated(plan: Plan) -> str:
     if plan.period is None:
         return "nothing: this is known beforehand"
+    most = max((len(candidate.trials) for candidate in plan.candidates.values()), default=0)
     runs = len(plan.question.seeds)
-    seeds = "the trace" if plan.question.replays else f"the same {runs} seed{'s' if runs > 1 else ''} of traffic"
+    more = f", close ones up to {most}" if most > runs else ""
+    seeds = "the trace" if plan.question.replays else f"the same {runs} seeds of traffic{more}"
     return f"{plan.simulated_s / 3600:.2f} hours of service, {plan.simulated_requests:,} requests; each size met {seeds}"
 
 
@@ -252,7 +269,7 @@ def _extrapolated(plan: Plan) -> str:
         return ""
     domain = plan.question.cost.artifact.domain
     parts = [
-        f"{name} (measured up to {domain[name][1]:,.0f}) in {share:.1%} of steps"
+        f"{name} (measured up to {domain[name][1]:,.0f}) in {share:.1%} of the time"
         for name, share in sorted(shares.items(), key=lambda i: -i[1])
     ]
     return "above what was measured: " + ", ".join(parts)

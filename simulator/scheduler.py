@@ -37,6 +37,7 @@ class Scheduler:
         self.step = NEVER
         """Index of the last scheduled step."""
         self._prefilling = 0
+        self._chunk_limit = 0
         self._finishing: dict[int, list[Sequence]] = {}
         self._finish_steps: list[int] = []
         self._watermark_blocks = int(engine.watermark * engine.num_gpu_blocks)
@@ -63,6 +64,9 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Plans the next step and puts it in flight."""
         plan = StepPlan(self.step + 1)
+        # vLLM 0.32 spares a request that is alone: nobody would have to wait for it.
+        spared = self.engine.vllm_version == "0.32" and len(self.running) + len(self.waiting) == 1
+        self._chunk_limit = 0 if spared else self.engine.long_prefill_token_threshold
         self._skip_sure_finishers(plan.step)
         starved: list[Sequence] = []
         if self._decodes_come_first(plan.step):
@@ -101,7 +105,7 @@ class Scheduler:
         pool, decode = self.pool, self.decode
         # A victim comes after all who got a block so far, so it makes no difference that they are handed out in the end.
         while decode.blocks_due(plan.step) > pool.free_blocks:
-            self._preempt(plan, self._pick_victim())
+            self._preempt(plan, self.running.pop(self._victim_place()))
         pool.take(decode.blocks_due(plan.step))
         if not self._prefilling and not plan.preempted:
             plan.epoch = decode.epoch
@@ -117,9 +121,13 @@ class Scheduler:
                 continue
             blocks = self._new_blocks(sequence, tokens, plan.step)
             while blocks > self.pool.free_blocks and sequence.running:
-                victim = self._pick_victim()
+                place = self._victim_place()
+                victim = self.running.pop(place)
                 if victim.last_step == plan.step:
                     budget += self._unplan(plan, victim)
+                    index -= 1
+                elif place < index and self.engine.vllm_version == "0.32":
+                    # vLLM 0.26 doesn't mind a victim in front without tokens in the step, and passes over the next in line.
                     index -= 1
                 self._preempt(plan, victim)
             if not sequence.running:
@@ -136,8 +144,7 @@ class Scheduler:
         if sequence.decoding:
             return 1
         tokens = sequence.num_tokens - sequence.num_computed_tokens if self._is_prefilling(sequence) else 0
-        threshold = self.engine.long_prefill_token_threshold
-        return min(tokens, budget, threshold) if threshold else min(tokens, budget)
+        return min(tokens, budget, self._chunk_limit) if self._chunk_limit else min(tokens, budget)
 
     @staticmethod
     def _is_prefilling(sequence: Sequence) -> bool:
@@ -149,13 +156,13 @@ class Scheduler:
             return int(self.decode.is_due(sequence, step))
         return blocks_for(sequence.num_computed_tokens + tokens, self.engine.block_size) - sequence.blocks
 
-    def _pick_victim(self) -> Sequence:
+    def _victim_place(self) -> int:
+        """Where in the running list the request is that has to make room."""
         if self.engine.scheduling_policy == "fcfs":
-            return self.running.pop()
+            return len(self.running) - 1
         # vLLM's arrival times are readings of a clock, no two alike: of those sent at one instant, the later row came later.
         victim = max(self.running, key=lambda s: (s.priority, s.arrival_ns, s.row))
-        self.running.remove(victim)
-        return victim
+        return self.running.index(victim)
 
     def _unplan(self, plan: StepPlan, victim: Sequence) -> int:
         """Takes a victim of this very step out of its plan; returns the tokens refunded."""
@@ -198,8 +205,8 @@ class Scheduler:
         while budget > 0 and len(self.waiting) > 0 and len(self.running) < engine.max_num_seqs:
             sequence = self.waiting.peek()
             tokens = sequence.num_tokens
-            if engine.long_prefill_token_threshold:
-                tokens = min(tokens, engine.long_prefill_token_threshold)
+            if self._chunk_limit:
+                tokens = min(tokens, self._chunk_limit)
             if tokens > budget and not engine.enable_chunked_prefill:
                 break
             tokens = min(tokens, budget)

@@ -88,5 +88,5 @@ def _warnings(figures: Mapping[str, Any]) -> list[str]:
     outside = {name: share for name, share in figures.get("outside_domain", {}).items() if share >= 0.0005}
     if not outside:
         return []
-    features = ", ".join(f"{name} in {share:.1%} of steps" for name, share in outside.items())
+    features = ", ".join(f"{name} in {share:.1%} of the time" for name, share in outside.items())
     return [f"Extrapolated: above what was measured lie {features}."]

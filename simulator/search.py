@@ -9,12 +9,16 @@ from simulator.trial import Question, Trial
 
 FURTHER = 3
 """Sizes tried at most beyond the answer, either way, to bound the interval."""
+PROBES = 2
+"""Runs by which a size is probed."""
+MOST_RUNS = 3
+"""Times as many runs as were asked for, where a verdict is close."""
 LIKELY = 0.25
 """If a size is less likely to suffice, smaller ones are not tried to bound the interval."""
 
 
 class Search:
-    """Gallops and bisects with one seed, then judges the size found and its neighbours with all.
+    """Gallops and bisects with a few runs, then judges the size found and its neighbours with all; with more where it is close.
 
     What is tried depends on what was found, never on how many processes there are.
     """
@@ -40,6 +44,7 @@ class Search:
         num, floor = self._probe(), 1
         while num <= self._most:
             self._judge(num - 1, num, num + 1)
+            self._sharpen(num - 1, num)
             if not self._suffices(num):
                 floor = num = num + 1
             elif num < self._most and not self._suffices(num + 1):
@@ -53,18 +58,19 @@ class Search:
         self._judge(self._most - 1, self._most)
         return None
 
-    # -- one seed -----------------------------------------------------------------------------------------------------
+    # -- a few runs -----------------------------------------------------------------------------------------------------
 
     def _probe(self) -> int:
-        """The smallest size that suffices under the first seed; the largest if none does."""
+        """The smallest size that suffices in the first runs; the largest if none does."""
         fewest = self._demand.fewest(self._most)
         low, high = min(fewest, self._most) - 1, self._most + 1
         guess = min(max(self._demand.guess(self.question.slos, self._most), low + 1), self._most)
-        tried, reach = [num for num in (guess - 1, guess, guess + 1) if low < num < high], 1
+        seeds = self.question.first_seeds(min(PROBES, self.question.num_seeds))
+        tried, reach = [num for num in (guess - 1, guess) if low < num < high], 1
         while tried:
-            self._simulate([(num, self.question.seed) for num in tried])
+            self._simulate([(num, seed) for num in tried for seed in seeds])
             for num in tried:
-                if self._first_seed_suffices(num):
+                if self._of(num, seeds).suffices:
                     high = min(high, num)
                 else:
                     low = max(low, num)
@@ -83,22 +89,31 @@ class Search:
         third = (high - low) / 3
         return sorted({low + max(round(third), 1), high - max(round(third), 1)})
 
-    def _first_seed_suffices(self, num: int) -> bool:
-        return Candidate.of((self._trials[num, self.question.seed],), self.question.slos, self.question.confidence).suffices
-
-    # -- all seeds ----------------------------------------------------------------------------------------------------
+    # -- all runs ----------------------------------------------------------------------------------------------------
 
     def _suffices(self, num: int) -> bool:
         return self.candidates[num].suffices
 
     def _judge(self, *sizes: int) -> None:
-        seeds = self.question.seeds
-        wanted = [num for num in sizes if 1 <= num <= self._most and num not in self.candidates]
-        self._simulate([(num, seed) for num in wanted for seed in seeds])
-        for num in wanted:
-            self.candidates[num] = Candidate.of(
-                tuple(self._trials[num, seed] for seed in seeds), self.question.slos, self.question.confidence
-            )
+        self._run({num: self.question.seeds for num in sizes if 1 <= num <= self._most and num not in self.candidates})
+
+    def _sharpen(self, *sizes: int) -> None:
+        """Adds runs to the given sizes until each of them surely suffices or surely does not."""
+        while wanted := [num for num in sizes if num in self.candidates and self._unclear(num)]:
+            runs = {num: len(self.candidates[num].trials) + self.question.num_seeds for num in wanted}
+            self._run({num: self.question.first_seeds(count) for num, count in runs.items()})
+
+    def _unclear(self, num: int) -> bool:
+        low, high = (1 - self.question.confidence) / 2, (1 + self.question.confidence) / 2
+        more = len(self.candidates[num].trials) < MOST_RUNS * self.question.num_seeds and not self.question.replays
+        return more and low < self._chance(num) < high
+
+    def _run(self, seeds: dict[int, range]) -> None:
+        self._simulate([(num, seed) for num in seeds for seed in seeds[num]])
+        self.candidates |= {num: self._of(num, seeds[num]) for num in seeds}
+
+    def _of(self, num: int, seeds: range) -> Candidate:
+        return Candidate.of(tuple(self._trials[num, seed] for seed in seeds), self.question.slos, self.question.confidence)
 
     def _bound(self, num: int) -> None:
         """Tries further sizes until the interval of the answer has ends."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,8 +72,8 @@ class Result:
         return self.scenario.workload.requests
 
 
-def simulate(scenario: Scenario) -> Result:
-    """Runs the scenario.
+def simulate(scenario: Scenario, on_progress: Callable[[int, int], None] | None = None) -> Result:
+    """Runs the scenario; `on_progress` is told of (requests finished, all requests) now and then.
 
     Raises:
         UserError: a request does not fit into the engine, or a number makes no sense.
@@ -83,7 +84,7 @@ def simulate(scenario: Scenario) -> Result:
     cluster = Cluster(env, scenario.engine, scenario.cost, scenario.num_replicas, router, scenario.stride)
     workload = scenario.workload
     cluster.serve(workload.requests, workload.loop)
-    cluster.observe(round(scenario.sample_s * NS_PER_S))
+    cluster.observe(round(scenario.sample_s * NS_PER_S), on_progress)
     horizon_ns = None if scenario.horizon_s is None else round(scenario.horizon_s * NS_PER_S)
     if len(workload.requests):
         stop = cluster.done if horizon_ns is None else cluster.done | env.timeout(horizon_ns)

@@ -22,6 +22,7 @@ from simulator.slo import Slo, Slos
 from simulator.wording import duration, slo_label
 
 Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 
 NS_PER_S = 1_000_000_000
@@ -89,9 +90,10 @@ class Demand:
             graph_mode=mode,
         )
         overheads = self.cost.artifact.overheads
-        gpu_ns, cpu_ns = int(self.cost.gpu_ns(features)), overheads.schedule_ns + self.cost.launch_ns(features)
+        lead_ns, launch_ns = self.cost.launch_ns(features)
+        gpu_ns, lead_ns, cpu_ns = int(self.cost.gpu_ns(features)), overheads.schedule_ns + lead_ns, overheads.schedule_ns + launch_ns
         # With two steps in flight the shorter of GPU and CPU hides behind the longer.
-        return max(gpu_ns, cpu_ns) if self.engine.depth == 2 else max(gpu_ns + overheads.schedule_ns, cpu_ns)
+        return max(gpu_ns, cpu_ns) if self.engine.depth == 2 else max(gpu_ns + lead_ns, cpu_ns)
 
     @cached_property
     def prefill_s(self) -> Float64:
@@ -105,7 +107,7 @@ class Demand:
             chunk = min(prompt_tokens - done, self.engine.max_num_batched_tokens)
             done += chunk
             padded, mode = self.engine.graphs.pad(chunk, False)
-            features = StepFeatures(1, chunk, done, chunk * done, 0, 0, 0, 0, padded, mode)
+            features = StepFeatures(1, chunk, done, chunk * done - chunk * (chunk - 1) // 2, 0, 0, 0, 0, padded, mode)
             total += self.cost.gpu_ns(features)
         return total
 
@@ -184,6 +186,26 @@ class Demand:
                 return step_s
             running = wanted
         return None
+
+    def usual_step_s(self, num_replicas: int) -> float:
+        """Seconds of a decode step in steady state; with full batches where the replicas cannot carry the load."""
+        return self.step_of(num_replicas) or self.step_s(self.most_running)
+
+    @property
+    def longest_s(self) -> float:
+        """How long the longest output takes with full batches."""
+        return float(self.requests.output_tokens.max()) * self.step_s(self.most_running)
+
+    def computing_s(self, contexts: Int64) -> float:
+        """Time of one engine to compute the given contexts, int64[m], in steps that are full of prefill."""
+        if not len(contexts):
+            return 0.0
+        budget, tokens = self.engine.max_num_batched_tokens, float(contexts.sum())
+        padded, mode = self.engine.graphs.pad(budget, False)
+        attended = float((contexts.astype(np.float64) ** 2).sum()) / 2 / tokens * budget
+        seqs = max(round(budget / tokens * len(contexts)), 1)
+        step_ns = self.cost.gpu_ns(StepFeatures(seqs, budget, budget, int(attended), 0, 0, 0, 0, padded, mode))
+        return tokens / budget * float(step_ns) / NS_PER_S
 
     def filling_s(self, num_replicas: int) -> float | None:
         """How long a service that began empty takes to hold `FILLED` of its steady load; None: it cannot carry the load.

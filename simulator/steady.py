@@ -1,9 +1,9 @@
-"""Steady state: how long a run takes to forget that it began empty, whether its queue grows, and how sure a mean over runs is."""
+"""Steady state: how long a run takes to forget how it began, whether its queue grows, and how sure a mean over runs is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, isnan, nan, sqrt
+from math import isnan, nan, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,13 @@ class Period:
     """What a run is made of, seconds: arrivals go on to its end, so that those measured are never alone in the service."""
 
     warmup_s: float
+    """How it began is forgotten now."""
     measured_s: float
     """Requests that arrive now are measured."""
     cooldown_s: float
     """They finish now, all but a few."""
+    past_s: float = 0.0
+    """Traffic of so long before the run is under way when it begins; 0: it begins empty."""
 
     @property
     def window(self) -> tuple[float, float]:
@@ -38,11 +41,11 @@ class Period:
         return self.warmup_s + self.measured_s + self.cooldown_s
 
     @classmethod
-    def of(cls, lifetimes_s: Float64, warmup_s: float, measured_s: float) -> Period:
+    def of(cls, lifetimes_s: Float64, warmup_s: float, measured_s: float, past_s: float = 0.0) -> Period:
         """For requests that stay as long as `lifetimes_s`, float64[n]: at least the longest of them is measured."""
         measured_s = max(measured_s, float(lifetimes_s.max()))
         cooldown_s = settling_s(lifetimes_s, UNFINISHED_SHARE * measured_s)
-        return cls(float(np.ceil(warmup_s)), float(np.ceil(measured_s)), float(np.ceil(cooldown_s)))
+        return cls(float(np.ceil(warmup_s)), float(np.ceil(measured_s)), float(np.ceil(cooldown_s)), float(np.ceil(past_s)))
 
 
 def settling_s(lifetimes_s: Float64, residual_s: float) -> float:
@@ -59,21 +62,15 @@ def settling_s(lifetimes_s: Float64, residual_s: float) -> float:
     return max(float(longest_first[index] - (residual_s * n - above[index]) / (index + 1)), 0.0)
 
 
-def missing_share(lifetimes_s: Float64, warmup_s: float) -> float:
-    """Share of the load that is still missing after `warmup_s` from empty; see `settling_s`."""
-    return float(np.maximum(lifetimes_s - warmup_s, 0.0).mean() / lifetimes_s.mean())
+def still_off(started: list[float], levels: list[float], forgotten: float) -> float:
+    """Share of the load by which the start's error may still be felt once a warm-up has `forgotten` that share of it.
 
-
-def reached_s(in_system: list[Float64], times_s: Float64, warmup_s: float) -> float:
-    """When the number in the system first came within its usual swing of the level that it has after `warmup_s`.
-
-    `in_system`: float64[samples] a run, which began empty, at `times_s`. The swing is two standard deviations of single samples.
-    Infinite if it never did.
+    `started`, `levels`: requests in the system at the start of each run, and on average while it is measured. What chance alone
+    explains (two standard errors over the runs) is not counted.
     """
-    series = np.array(in_system)
-    steady = series[:, times_s >= warmup_s]
-    near = series.mean(0) >= steady.mean() - 2 * steady.std()
-    return float(times_s[np.argmax(near)]) if near.any() else inf
+    off = np.array(started) - np.array(levels)
+    chance = 2 * float(off.std(ddof=1)) / sqrt(len(off)) if len(off) > 1 else 0.0
+    return max(abs(float(off.mean())) - chance, 0.0) * (1 - forgotten) / max(float(np.mean(levels)), 1.0)
 
 
 @dataclass(frozen=True)
@@ -116,6 +113,7 @@ class Estimate:
     """A figure of all runs together, and its confidence interval from how far the runs differ (Student t)."""
 
     value: float
+    """Without its bias: few runs see too little of the rare, as a high percentile does."""
     low: float
     high: float
     error: float
@@ -123,14 +121,19 @@ class Estimate:
     runs: int
 
     @classmethod
-    def of(cls, value: float, without: list[float], confidence: float) -> Estimate:
-        """`without`: the same figure of all runs but one, for each of them (the delete-one jackknife: Tukey 1958)."""
-        n = len(without)
-        if n < 2 or not np.isfinite([value, *without]).all():
+    def of(cls, value: float, alone: list[float], without: list[float], confidence: float) -> Estimate:
+        """`alone`: the same figure of each run; `without`: of all runs but it (the delete-one jackknife: Quenouille 1956, Tukey 1958).
+
+        The error is the larger of what the two say. The jackknife alone is too sure of the percentiles of a swinging load: the worst
+        run makes them, and all that leave out another one agree (`bench/coverage.py`).
+        """
+        n = len(alone)
+        if n < 2 or not np.isfinite([value, *alone, *without]).all():
             return cls(value, nan, nan, nan, n)
-        error = sqrt((n - 1) * float(np.var(without)))
+        unbiased = n * value - (n - 1) * float(np.mean(without))
+        error = max(sqrt((n - 1) * float(np.var(without))), float(np.std(alone, ddof=1)) / sqrt(n))
         half = float(stdtrit(n - 1, (1 + confidence) / 2)) * error
-        return cls(value, value - half, value + half, error, n)
+        return cls(unbiased, unbiased - half, unbiased + half, error, n)
 
     def chance_below(self, limit: float) -> float:
         """How likely the true figure is at most `limit`."""

@@ -14,8 +14,10 @@ from simulator.engine import EngineConfig
 from simulator.errors import UserError
 from simulator.metrics import Latency, SloOutcome, judge, latencies
 from simulator.simulate import Result, Scenario, simulate
+from simulator.sizing import Demand
 from simulator.slo import Slos
 from simulator.steady import Period
+from simulator.underway import Start, begin
 from simulator.workload import BarrierSpec, ClosedSpec, ReplaySpec, Workload, WorkloadSpec, generate
 from simulator.workload.base import NS_PER_S
 
@@ -40,7 +42,7 @@ class Question:
     seed: int = 0
     """Of the first run; the others follow."""
     num_seeds: int = 4
-    """Runs of every candidate, each with traffic of its own; all candidates see the same."""
+    """Runs of every candidate, each with traffic of its own; all candidates see the same. More where it is close."""
     max_gpus: int = 64
     confidence: float = 0.95
     measured_s: float | None = None
@@ -90,8 +92,12 @@ class Question:
 
     @property
     def seeds(self) -> range:
-        """Of the traffic."""
-        return range(self.seed, self.seed + (1 if self.replays else self.num_seeds))
+        """Of the traffic that every candidate meets."""
+        return self.first_seeds(self.num_seeds)
+
+    def first_seeds(self, runs: int) -> range:
+        """Of so many runs."""
+        return range(self.seed, self.seed + (1 if self.replays else runs))
 
     def traffic(self, seed: int, *, duration_s: float | None = None, num_requests: int | None = None) -> Workload:
         """The requests of one run: the same for every candidate."""
@@ -108,11 +114,13 @@ class Trial:
     """One an SLO, in their order."""
     latencies: dict[str, Latency]
     in_system: Float64
-    """float64[samples]: requests sent and unanswered, from the end of the warm-up to the end of the run."""
+    """float64[samples]: requests sent and unanswered, while those that arrive are measured."""
     waiting: Float64
     """The same of those that hold no seat."""
+    started: int
+    """Requests that were under way when the run began."""
     time_s: Float64
-    """float64[m]: of the timeline, which covers the whole run."""
+    """float64[m]: of the timeline, from when the traffic goes on to the end of the run."""
     kv_usage: Float64
     """float64[m, replicas]: share of the blocks that are held."""
     running: Float64
@@ -125,50 +133,55 @@ class Trial:
     output_tokens_per_s: float
     gpu_utilization: float
     outside_domain: dict[str, float]
-    """Share of steps above what was measured, by feature."""
+    """Share of the measured time in steps above what the cost model was measured for, by feature."""
     simulated_s: float
     simulated_requests: int
+    """Those under way at the start included."""
 
 
-def run_trial(question: Question, period: Period, num_replicas: int, seed: int) -> Trial:
+def run_trial(question: Question, demand: Demand, period: Period, num_replicas: int, seed: int) -> Trial:
     """Simulates one candidate under one seed's traffic."""
-    workload = question.traffic(seed, duration_s=period.window[1] if question.replays else period.end_s)
+    if question.replays:
+        start = Start(question.traffic(seed, duration_s=period.window[1]), 0, 0.0)
+    else:
+        start = begin(question.traffic(seed, duration_s=period.past_s + period.end_s), period.past_s, demand, num_replicas)
     scenario = Scenario(
-        workload=workload,
+        workload=start.workload,
         engine=question.engine,
         cost=question.cost,
         num_replicas=num_replicas,
         router=question.router,
         seed=seed,
-        horizon_s=period.end_s,
+        horizon_s=start.lead_s + period.end_s,
         sample_s=max(1.0, period.end_s / SAMPLES),
     )
-    return _reduce(question.slos, period, simulate(scenario), seed)
+    return _reduce(question.slos, period, start, simulate(scenario), seed)
 
 
-def _reduce(slos: Slos, period: Period, result: Result, seed: int) -> Trial:
-    timeline, workload, (low_s, high_s) = result.timeline, result.scenario.workload, period.window
+def _reduce(slos: Slos, period: Period, start: Start, result: Result, seed: int) -> Trial:
+    timeline, window = result.timeline, (start.lead_s + period.window[0], start.lead_s + period.window[1])
     time_s = timeline.time_ns / NS_PER_S
-    steady = (low_s <= time_s) & (time_s <= high_s)
-    in_system, waiting = timeline.running.sum(1) + timeline.waiting.sum(1), timeline.waiting.sum(1)
-    found = latencies(result, period.window)
+    shown, steady = time_s >= start.lead_s, (window[0] <= time_s) & (time_s <= window[1])
+    running, waiting = timeline.running.sum(1).astype(np.float64), timeline.waiting.sum(1).astype(np.float64)
+    found = latencies(result, window)
     return Trial(
         num_replicas=result.scenario.num_replicas,
         seed=seed,
-        outcomes=judge(result, slos, period.window),
+        outcomes=judge(result, slos, window),
         latencies={name: latency for name, latency in found.items() if name != "queue"},
-        in_system=in_system[steady].astype(np.float64),
-        waiting=waiting[steady].astype(np.float64),
-        time_s=time_s,
-        kv_usage=timeline.kv_blocks / result.scenario.engine.usable_blocks,
-        running=timeline.running.sum(1).astype(np.float64),
-        queue=waiting.astype(np.float64),
+        in_system=(running + waiting)[steady],
+        waiting=waiting[steady],
+        started=start.num_requests,
+        time_s=time_s[shown] - start.lead_s,
+        kv_usage=timeline.kv_blocks[shown] / result.scenario.engine.usable_blocks,
+        running=running[shown],
+        queue=waiting[shown],
         preemptions=int(result.preemptions.sum()),
         num_requests=len(found["e2e"]),
-        rejected=workload.rejected,
+        rejected=start.workload.rejected,
         output_tokens_per_s=float(result.emitted_tokens.sum()) / (result.end_ns / NS_PER_S),
         gpu_utilization=float(result.busy_ns.mean() / result.end_ns),
-        outside_domain=outside_domain(result),
+        outside_domain=outside_domain(result, window),
         simulated_s=result.end_ns / NS_PER_S,
         simulated_requests=int((result.sent_ns >= 0).sum()),
     )

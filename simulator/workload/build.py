@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from simulator.errors import UserError
+from simulator.errors import NothingFitsError, UserError
 from simulator.request import RequestTable
 from simulator.workload.arrivals import MOST_REQUESTS, arrivals_s, describe_arrivals
 from simulator.workload.base import NS_PER_S
@@ -151,7 +151,7 @@ def _within(table: RequestTable, max_model_len: int) -> RequestTable:
     served = table.take(table.prompt_tokens < max_model_len)
     if len(served) == 0:
         shortest = table.prompt_tokens.min()
-        raise UserError(f"workload: every prompt has max_model_len {max_model_len} tokens or more; the shortest {shortest}")
+        raise NothingFitsError(f"workload: every prompt has max_model_len {max_model_len} tokens or more; the shortest {shortest}")
     limits = np.minimum(served.max_tokens, max_model_len - served.prompt_tokens)
     return replace(served, max_tokens=limits, output_tokens=np.minimum(served.output_tokens, limits))
 

@@ -87,6 +87,8 @@ class PlainEngine:
         self.states: list[tuple[int, int, int, int]] = []
         self.counts: Counter[str] = Counter()
         self.now_ns = self.cpu_free_ns = self.gpu_free_ns = self.busy_ns = 0
+        self.threshold = 0
+        """The longest chunk of the step being scheduled, 0 for any."""
 
     # -- engine core: the loop and its two clocks -------------------------------------------------------------------
 
@@ -120,10 +122,10 @@ class PlainEngine:
             step.gpu_end_ns = self.now_ns
             return
         features = self.features(step)
-        gpu_ns, launch_ns = self.cost.gpu_ns(features), self.cost.launch_ns(features)
+        gpu_ns, (lead_ns, launch_ns) = self.cost.gpu_ns(features), self.cost.launch_ns(features)
         begin_ns = max(self.now_ns, self.cpu_free_ns) + self.cost.artifact.overheads.schedule_ns
         self.cpu_free_ns = begin_ns + launch_ns
-        self.gpu_free_ns = max(max(self.gpu_free_ns, begin_ns) + gpu_ns, self.cpu_free_ns)
+        self.gpu_free_ns = max(max(self.gpu_free_ns, begin_ns + lead_ns) + gpu_ns, self.cpu_free_ns)
         step.gpu_end_ns = self.gpu_free_ns
         self.busy_ns += gpu_ns
 
@@ -136,7 +138,7 @@ class PlainEngine:
             prefill_seqs=len(prefills),
             prefill_tokens=sum(row.tokens for row in prefills),
             prefill_context_tokens=sum(row.end for row in prefills),
-            prefill_attention_tokens=sum(row.tokens * row.end for row in prefills),
+            prefill_attention_tokens=sum(row.end - i for row in prefills for i in range(row.tokens)),
             decode_seqs=len(contexts),
             decode_context_tokens=sum(contexts),
             decode_context_max_tokens=max(contexts, default=0),
@@ -156,6 +158,8 @@ class PlainEngine:
 
     def schedule(self) -> Step:
         step = Step()
+        alone = len(self.running) + len(self.waiting) <= 1
+        self.threshold = 0 if alone and self.engine.vllm_version == "0.32" else self.engine.long_prefill_token_threshold
         budget = self.schedule_running(step)
         if not step.preempted:
             self.schedule_waiting(step, budget)
@@ -178,9 +182,8 @@ class PlainEngine:
         if self._sure_to_finish(request):
             return 0
         tokens = request.num_tokens + request.num_output_placeholders - request.num_computed_tokens
-        threshold = self.engine.long_prefill_token_threshold
-        if 0 < threshold < tokens:
-            tokens = threshold
+        if 0 < self.threshold < tokens:
+            tokens = self.threshold
         return min(tokens, budget, self.engine.max_model_len - request.num_computed_tokens - 1)
 
     def schedule_running(self, step: Step) -> int:
@@ -194,10 +197,9 @@ class PlainEngine:
                 index += 1
                 continue
             while not self.allocate(request, tokens):
-                victim, refund = self.pick_victim(step, index)
-                if refund:
-                    budget += refund
-                    index -= 1
+                victim, refund, moved_up = self.pick_victim(step, index)
+                budget += refund
+                index -= moved_up
                 self.preempt(step, victim)
                 if victim is request:
                     self.counts["self-preemptions"] += 1
@@ -208,10 +210,10 @@ class PlainEngine:
             index += 1
         return budget
 
-    def pick_victim(self, step: Step, index: int) -> tuple[Request, int]:
-        """(the running request to preempt, the tokens that it had in this very step)."""
+    def pick_victim(self, step: Step, index: int) -> tuple[Request, int, bool]:
+        """(the running request to preempt, the tokens that it had in this very step, whether the loop moves up with those behind it)."""
         if self.engine.scheduling_policy == "fcfs":
-            return self.running.pop(), 0
+            return self.running.pop(), 0, False
         # Of two requests of one instant the later row is the later one: vLLM's arrival times are clock readings, no two alike.
         victim = max(self.running, key=lambda r: (r.priority, r.arrival_ns, r.row))
         place = self.running.index(victim)
@@ -220,10 +222,10 @@ class PlainEngine:
             if row.request is victim:
                 step.rows.remove(row)
                 self.counts["refunds"] += 1
-                return victim, row.tokens
-        if place < index:
+                return victim, row.tokens, True
+        if place < index and self.engine.vllm_version == "0.26":
             self.counts["requests passed over after a preemption"] += 1
-        return victim, 0
+        return victim, 0, place < index and self.engine.vllm_version == "0.32"
 
     def preempt(self, step: Step, victim: Request) -> None:
         self.free(victim)
@@ -240,8 +242,8 @@ class PlainEngine:
         while self.waiting and budget > 0 and len(self.running) < engine.max_num_seqs:
             request = self.waiting[0]
             tokens = request.num_tokens
-            if 0 < engine.long_prefill_token_threshold < tokens:
-                tokens = engine.long_prefill_token_threshold
+            if 0 < self.threshold < tokens:
+                tokens = self.threshold
             if not engine.enable_chunked_prefill and tokens > budget:
                 break
             tokens = min(tokens, budget)

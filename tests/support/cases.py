@@ -20,9 +20,11 @@ class Case:
     cost: CostModel
 
 
-def cost_model(gpu_ns: dict[str, float], launch_ns: dict[str, float] | None = None, **overheads: int) -> CostModel:
+def cost_model(
+    gpu_ns: dict[str, float], launch_ns: dict[str, float] | None = None, lead_ns: dict[str, float] | None = None, **overheads: int
+) -> CostModel:
     """A model with the same coefficients in every graph mode; `overheads` are the fields of `Overheads`."""
-    regime = Regime(gpu_ns=gpu_ns, launch_ns=launch_ns or {})
+    regime = Regime(gpu_ns=gpu_ns, launch_ns=launch_ns or {}, lead_ns=lead_ns or {})
     parts = {"step": {"none": regime, "piecewise": regime, "full": regime}, "overheads": Overheads(**overheads)}
     return CostModel(CostModel.constant(1).artifact.model_copy(update=parts))
 
@@ -88,4 +90,6 @@ def random_cost(rng: np.random.Generator) -> CostModel:
     if rng.random() < 0.4:
         return cost_model(gpu_ns, launch_ns)
     times = {name: int(rng.choice([0, 100, 700, step_ns])) for name in ("ingress_ns", "egress_ns", "schedule_ns")}
-    return cost_model(gpu_ns, launch_ns, **times)
+    # The part of a launch before its first kernel; cut to the launch where it would be longer.
+    lead_ns = {0: {}, 100: {"one": 300}, 700: {"one": 200, "decode_seqs": 40.25, "prefill_seqs": 2_000}}.get(times["egress_ns"], {})
+    return cost_model(gpu_ns, launch_ns, lead_ns, **times)

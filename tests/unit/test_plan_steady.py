@@ -12,7 +12,7 @@ from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.request import RequestTable
 from simulator.sizing import FILLED, Demand
-from simulator.steady import Estimate, Period, growth, missing_share, reached_s, settling_s
+from simulator.steady import Estimate, Period, growth, settling_s, still_off
 
 
 @pytest.fixture
@@ -26,10 +26,6 @@ def test_settling_is_where_the_residual_life_says() -> None:
     # Uniform on [0, 1]: (1 − t)² / 2.
     assert settling_s(np.linspace(0, 1, 100_001), 0.02) == pytest.approx(0.8, abs=1e-3)
     assert settling_s(np.array([1.0, 2.0]), 10.0) == 0.0
-
-
-def test_missing_share_of_exponential_lifetimes(rng: np.random.Generator) -> None:
-    assert missing_share(rng.exponential(10.0, 200_000), 20.0) == pytest.approx(np.exp(-2), rel=0.03)
 
 
 def test_a_period_measures_at_least_the_longest_lifetime() -> None:
@@ -67,11 +63,11 @@ def test_little_s_law_gives_the_step_of_a_loaded_service() -> None:
     assert demand.fewest(64) == 2
 
 
-def test_the_level_is_reached_after_the_transient(rng: np.random.Generator) -> None:
-    times_s = np.arange(300.0)
-    runs = [100 * (1 - np.exp(-times_s / 30)) + rng.normal(0, 2, 300) for _ in range(4)]
-    # 1 − exp(−t / 30) is within two standard deviations (4 %) of 1 from t = 30 ln 25 = 97 s on; the mean of four runs a bit sooner.
-    assert 70 < reached_s(runs, times_s, 150.0) < 110
+def test_what_is_left_of_a_wrong_start_is_told_from_chance(rng: np.random.Generator) -> None:
+    levels = rng.normal(100, 5, 8).tolist()
+    assert still_off([level - 20 for level in levels], levels, 0.0) == pytest.approx(0.2, rel=0.05)
+    assert still_off([level + 20 for level in levels], levels, 0.9) == pytest.approx(0.02, rel=0.05)
+    assert still_off(rng.normal(100, 5, 8).tolist(), levels, 0.0) < 0.03
 
 
 def test_a_growing_queue_is_told_from_noise(rng: np.random.Generator) -> None:
@@ -93,13 +89,13 @@ def test_a_queue_that_is_always_empty_does_not_grow() -> None:
 def test_the_jackknife_of_a_mean_is_student_s_interval(rng: np.random.Generator) -> None:
     values = rng.normal(5, 1, 6)
     without = [float(np.delete(values, i).mean()) for i in range(6)]
-    estimate = Estimate.of(float(values.mean()), without, 0.95)
+    estimate = Estimate.of(float(values.mean()), values.tolist(), without, 0.95)
     low, high = stats.t.interval(0.95, 5, loc=values.mean(), scale=stats.sem(values))
     assert (estimate.low, estimate.high) == pytest.approx((low, high))
     assert estimate.chance_below(high) == pytest.approx(0.975)
 
 
 def test_one_run_has_no_interval() -> None:
-    estimate = Estimate.of(3.0, [float("nan")], 0.95)
+    estimate = Estimate.of(3.0, [3.0], [float("nan")], 0.95)
     assert np.isnan(estimate.low)
     assert (estimate.chance_below(4.0), estimate.chance_below(2.0)) == (1.0, 0.0)

@@ -43,6 +43,19 @@ def test_the_answer_comes_first_and_fits_on_a_screen(feasible: Plan) -> None:
     assert max(map(len, lines[: lines.index("", 2)])) <= WIDTH
 
 
+def test_a_screen_holds_any_traffic_and_all_caveats(feasible: Plan) -> None:
+    sizes = dict.fromkeys(range(1, 8), feasible.candidates[feasible.num_replicas or 1])
+    caveats = tuple(f"the rate of client {index} swings over 3 h, and a run measures 2 min: give plan.hours" for index in range(6))
+    crowded = replace(
+        feasible, traffic="ten clients, each with lengths of its own, " * 20, caveats=caveats, candidates=sizes, settled=False
+    )
+    said = text(crowded).splitlines()
+    assert len(said) <= 23
+    assert all(f"\n{label}" in text(crowded) for label in ("binding SLO", "how sure", "steady state", "traffic", "beware"))
+    assert any(line.endswith("…") for line in said)
+    assert "client 5 swings" in page(crowded)
+
+
 def test_the_text_says_what_binds_what_one_fewer_does_and_how_it_was_measured(feasible: Plan) -> None:
     said = text(feasible)
     assert feasible.num_replicas is not None

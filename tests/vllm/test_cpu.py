@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from profiler.fit_profile import fit_profile
+from profiler.raw import Raw
 from profiler.trace import TraceMeta
 from simulator.cost import CostModel
 from simulator.simulate import Scenario, simulate
@@ -139,7 +140,7 @@ def test_the_trace_says_what_was_served(trace: Path) -> None:
 
 def test_profile_to_prediction(profile: Path, trace: Path) -> None:
     """CPU times wander, so this asks for the right order of magnitude: the chain holds together."""
-    artifact, report = fit_profile(profile)
+    artifact, report = fit_profile(Raw.read(profile))
     assert "decode steps, in-sample" in report
     meta = TraceMeta.model_validate(json.loads((trace / "meta.json").read_text()))
     engine = meta.engine_config()
