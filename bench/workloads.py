@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from simulator.cost import Artifact, CostModel
+from simulator.artifact import Artifact
+from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.request import RequestTable
 from simulator.simulate import Scenario

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from simulator.cost import Artifact, ErrorRow
+from simulator.artifact import Artifact, ErrorRow
 from simulator.errors import UserError
 from simulator.models import artifact_name, artifacts
 

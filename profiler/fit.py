@@ -13,8 +13,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from profiler.steps import Steps
 from profiler.tables import Prior
-from simulator.cost import ErrorRow, Regime, StepFeatures, design_matrix
+from simulator.artifact import ErrorRow, Regime
 from simulator.engine import GraphMode
+from simulator.features import StepFeatures, design_matrix
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]

@@ -31,8 +31,9 @@ from profiler.profiled import Profiled, from_raw
 from profiler.raw import Raw
 from profiler.steps import replay
 from profiler.trace import read_trace
-from simulator.cost import Artifact, Measurement, Memory, MemoryParts, Overheads, Provenance, Regime, StepFeatures
+from simulator.artifact import Artifact, Measurement, Memory, MemoryParts, Overheads, Provenance, Regime
 from simulator.errors import UserError
+from simulator.features import StepFeatures
 from simulator.models import MODELS
 
 

@@ -51,7 +51,7 @@ class Step:
 
 
 def composition(output: Any) -> dict[str, int]:
-    """What a batch is made of, from vLLM's `SchedulerOutput` alone (`v1/core/sched/output.py`); names as in `simulator.cost.StepFeatures`.
+    """What a batch is made of, from vLLM's `SchedulerOutput` alone (`v1/core/sched/output.py`); names as in `StepFeatures`.
 
     A sequence decodes if it has context and runs one token beside its drafts; all others are chunks of prompt (or of recomputed tokens).
     """

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from profiler.raw import Raw
 from profiler.steps import as_matrix
-from simulator.cost import StepFeatures
 from simulator.engine import GraphMode
+from simulator.features import StepFeatures
 
 Float64 = NDArray[np.float64]
 

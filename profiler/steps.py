@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiler.trace import Trace
-from simulator.cost import StepFeatures
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
+from simulator.features import StepFeatures
 
 Int64 = NDArray[np.int64]
 

@@ -14,7 +14,7 @@ Three files to open first:
 
 1. `scheduler.py`: vLLM's rules, who runs in the next step and who is preempted. The heart.
 2. `replica.py`: one engine as a SimPy process, and why a thousand steps cost as much as one.
-3. `cost.py`: what a step takes, the same definition for the fit and for the simulation.
+3. `features.py`: what a step is made of, one definition for the fit and for `cost.py`, which says what it takes.
 
 Around them: `workload/` draws the traffic, `cluster.py` routes it, `metrics.py` and `summary.py` say what clients saw, `plan.py` asks
 for the smallest number of GPUs, `config.py` reads a YAML file into all of that.
@@ -28,10 +28,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from simulator.artifact import Artifact
     from simulator.config import Config, load
-    from simulator.cost import Artifact, CostModel, StepFeatures
+    from simulator.cost import CostModel
     from simulator.engine import EngineConfig
     from simulator.errors import InvariantError, UserError
+    from simulator.features import StepFeatures
     from simulator.metrics import judge, latencies, request_frame
     from simulator.models import find
     from simulator.request import RequestTable
@@ -40,10 +42,12 @@ if TYPE_CHECKING:
     from simulator.workload import Barrier, ClosedLoop, OpenLoop, Workload, generate
 
 _HOME = {
+    "artifact": ("Artifact",),
     "config": ("Config", "load"),
-    "cost": ("Artifact", "CostModel", "StepFeatures"),
+    "cost": ("CostModel",),
     "engine": ("EngineConfig",),
     "errors": ("InvariantError", "UserError"),
+    "features": ("StepFeatures",),
     "metrics": ("judge", "latencies", "request_frame"),
     "models": ("find",),
     "request": ("RequestTable",),

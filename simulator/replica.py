@@ -12,9 +12,10 @@ import simpy
 from numpy.typing import NDArray
 
 from simulator.clock import EngineClock, steady_ends
-from simulator.cost import CostModel, StepFeatures
+from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.events import STEP_END, Instant
+from simulator.features import StepFeatures
 from simulator.scheduler import Scheduler
 from simulator.sequence import NEVER, Sequence
 from simulator.steplog import StepLog

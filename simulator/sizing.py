@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from simulator.cost import CostModel, StepFeatures
+from simulator.cost import CostModel
 from simulator.engine import EngineConfig
+from simulator.features import StepFeatures
 from simulator.metrics import Latency
 from simulator.request import RequestTable
 from simulator.slo import Slo, Slos

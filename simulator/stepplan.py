@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from simulator.cost import StepFeatures
 from simulator.engine import EngineConfig
+from simulator.features import StepFeatures
 from simulator.sequence import NEVER, Sequence
 
 

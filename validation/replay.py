@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from simulator.cost import Artifact, CostModel
+from simulator.artifact import Artifact
+from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
 from simulator.itl import request_itl_s

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from simulator.cost import CostModel, StepFeatures
+from simulator.cost import CostModel
 from simulator.engine import EngineConfig
+from simulator.features import StepFeatures
 from simulator.request import RequestTable
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.cost import CostModel, Overheads, Regime
+from simulator.artifact import Overheads, Regime
+from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.request import RequestTable
 

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.cost import Artifact, CostModel, StepFeatures, Term, design_matrix
+from simulator.artifact import Artifact
+from simulator.cost import CostModel
 from simulator.engine import GraphMode
 from simulator.errors import UserError
+from simulator.features import StepFeatures, Term, design_matrix
 
 FEATURES = StepFeatures(
     prefill_seqs=1, prefill_tokens=50, decode_seqs=9, decode_context_tokens=5000, decode_context_max_tokens=900, padded_tokens=64

@@ -8,8 +8,9 @@ from sklearn.base import clone
 
 from profiler.fit import StepTimeRegressor, cross_validated, errors, fit, held_out, window_sums
 from profiler.steps import Steps, as_matrix, pad
-from simulator.cost import CostModel, StepFeatures
+from simulator.cost import CostModel
 from simulator.engine import EngineConfig, GraphMode
+from simulator.features import StepFeatures
 
 ENGINE = EngineConfig(num_gpu_blocks=66911)
 TRUE = StepTimeRegressor(

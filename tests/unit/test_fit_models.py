@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from profiler.export import artifact_json, error_table, export, schema_json
-from simulator.cost import Artifact, CostModel
+from simulator.artifact import Artifact
+from simulator.cost import CostModel
 from simulator.errors import UserError
 from simulator.models import MODELS, aliases, artifacts, find
 

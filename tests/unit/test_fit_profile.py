@@ -10,9 +10,11 @@ import pytest
 from profiler.fit_profile import fit_profile, main
 from profiler.profiled import LONG_PROMPT_TOKENS, read_profile
 from profiler.raw import Raw
-from simulator.cost import Artifact, CostModel, StepFeatures
+from simulator.artifact import Artifact
+from simulator.cost import CostModel
 from simulator.engine import GraphMode
 from simulator.errors import UserError
+from simulator.features import StepFeatures
 from simulator.models import MODELS, artifacts
 
 ENGINE = {
