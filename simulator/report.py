@@ -245,14 +245,10 @@ def _simulated(plan: Plan) -> str:
 
 def _step_times(plan: Plan) -> str:
     artifact = plan.question.cost.artifact
-    rows = [
-        row for row in artifact.error if row.judged_on.startswith(("fitted to the first", "cross-validated", "held out"))
-    ] or artifact.error
-    error = (
-        f"; error {rows[0].median_abs:.1%} (median), {rows[0].p90_abs:.1%} (p90), {rows[0].signed_mean:+.1%} (sum), {rows[0].judged_on}"
-        if rows
-        else ""
-    )
+    # On what the fit has not seen: of a profile, the worst of the grid rows left out; of a trace, its later steps.
+    unseen = [row for row in artifact.error if row.judged_on.endswith("left out")]
+    row = max(unseen, key=lambda row: row.median_abs) if unseen else next(iter(artifact.error), None)
+    error = f"; error {row.median_abs:.1%} (median), {row.p90_abs:.1%} (p90), {row.signed_mean:+.1%} (mean), {row.judged_on}" if row else ""
     note = f". {artifact.provenance.note}" if artifact.provenance.note else ""
     return f"{artifact.engine} on {artifact.gpu}, from {artifact.provenance.source}{error}{note}".rstrip(".")
 
