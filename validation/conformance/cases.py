@@ -1,0 +1,105 @@
+"""Random engines and requests, cramped enough to make every rule of the scheduler apply."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from simulator.engine import EngineConfig
+
+Version = Literal["0.26", "0.32"]
+
+
+class Arrival(NamedTuple):
+    """One request. Its row in the case is its place in line, too: no two arrive at the same time."""
+
+    handled: int
+    """It is seen once this many results of steps with tokens are in: a clock that knows of decisions only, not of time."""
+    prompt_tokens: int
+    output_tokens: int
+    """The token with this number ends the output: it is the end of sequence, unless a limit comes first."""
+    max_tokens: int
+    priority: int
+
+
+class Case(NamedTuple):
+    """What one engine serves."""
+
+    engine: EngineConfig
+    arrivals: tuple[Arrival, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For `from_json`."""
+        return {"engine": self.engine.model_dump(exclude_defaults=True), "arrivals": self.arrivals}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Case:
+        """What `as_json` wrote."""
+        return cls(EngineConfig(**document["engine"]), tuple(Arrival(*row) for row in document["arrivals"]))
+
+
+def random_case(seed: int, vllm_version: Version = "0.26") -> Case:
+    """The same case for the same seed, whatever the version."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(4, 48))
+    handled = np.cumsum(rng.exponential(rng.choice([0.3, 2.0, 8.0, 30.0]), n)).astype(int)
+    prompt_tokens = rng.integers(1, rng.choice([2, 20, 60, 300]) + 1, n)
+    output_tokens = rng.integers(1, rng.choice([3, 30, 80, 200]) + 1, n)
+    # vLLM's entrance limits what may be asked for to the room in `max_model_len`; its engine ends what goes beyond that.
+    max_tokens = output_tokens + (rng.random(n) < rng.choice([0.0, 0.5, 1.0])) * rng.integers(1, 100, n)
+    max_model_len = int((prompt_tokens + output_tokens).max()) + int(rng.choice([0, 0, 1, 30]))
+    columns = (handled, prompt_tokens, output_tokens, max_tokens, rng.integers(0, 3, n))
+    arrivals = tuple(Arrival(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+    options = _random_options(rng, max_model_len)
+    if rng.random() < 0.3:
+        arrivals, options = _by_priority_to_the_last_block(rng, arrivals, options)
+    return Case(EngineConfig(**options, vllm_version=vllm_version), arrivals)
+
+
+def _by_priority_to_the_last_block(
+    rng: np.random.Generator, arrivals: tuple[Arrival, ...], options: dict[str, Any]
+) -> tuple[tuple[Arrival, ...], dict[str, Any]]:
+    """Any token may take the last block: victims that had nothing left to do, and tokens refunded that others wait for."""
+    prompt, output, budget, threshold, pools = (2, 7, 16, 0, 1) if len(arrivals) % 2 else (20, 20, 8, 3, 2)
+    requests = []
+    for arrival in arrivals:
+        output_tokens = int(rng.integers(1, output + 1))
+        prompt_tokens = int(rng.integers(1, prompt + 1))
+        requests.append(Arrival(arrival.handled // 4, prompt_tokens, output_tokens, output_tokens, arrival.priority))
+    return tuple(requests), options | {
+        "max_model_len": prompt + output,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": budget,
+        "block_size": 1,
+        "num_gpu_blocks": pools * (prompt + output) + 1,
+        "enable_chunked_prefill": True,
+        "long_prefill_token_threshold": threshold,
+        "scheduling_policy": "priority",
+        "scheduler_reserve_full_isl": False,
+        "watermark": 0.0,
+        "async_scheduling": True,
+    }
+
+
+def _random_options(rng: np.random.Generator, max_model_len: int) -> dict[str, Any]:
+    """Often too few blocks for the requests it runs, too few tokens a step, or too few seats; never what vLLM would refuse to start."""
+    block_size = int(rng.choice([16, 16, 16, 4, 1]))
+    usable_blocks = int(-(-max_model_len // block_size) * rng.choice([1.0, 1.3, 2.0, 4.0]))
+    chunked = bool(rng.random() < 0.85)
+    max_num_seqs = int(rng.choice([1, 3, 8, 24]))
+    budget = int(rng.choice([2, 5, 16, 64, 256])) if chunked else max_model_len + int(rng.integers(0, 64))
+    return {
+        "max_model_len": max_model_len,
+        # vLLM wants a token for every seat.
+        "max_num_batched_tokens": max(budget, max_num_seqs),
+        "max_num_seqs": max_num_seqs,
+        "block_size": block_size,
+        "num_gpu_blocks": usable_blocks + 1,
+        "enable_chunked_prefill": chunked,
+        "long_prefill_token_threshold": min(int(rng.choice([0, 0, 0, 1, 3, 12, 48])), max_model_len),
+        "scheduling_policy": str(rng.choice(["fcfs", "priority"])),
+        "scheduler_reserve_full_isl": bool(rng.random() < 0.6),
+        "watermark": float(rng.choice([0.0, 0.0, 0.1, 0.4])),
+        "async_scheduling": bool(rng.random() < 0.6),
+    }

@@ -1,0 +1,101 @@
+"""A step's decisions in a form that both schedulers can be asked for, and the simulator's answers."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from simulator.scheduler import Scheduler
+from simulator.sequence import NEVER, Sequence
+from simulator.steplog import StepLog
+from simulator.stepplan import StepPlan
+from validation.conformance.cases import Case
+
+
+class Decision(NamedTuple):
+    """What one call of `schedule()` decided, and what it left behind. Requests are rows of the case."""
+
+    finished: tuple[int, ...]
+    """Whose last results came in since the call before, sorted."""
+    tokens: tuple[tuple[int, int], ...]
+    """(request, tokens) of all that run in the step."""
+    preempted: tuple[int, ...]
+    """In the order of their preemption."""
+    admitted: tuple[int, ...]
+    """In the order of their admission."""
+    running: tuple[int, ...]
+    """The running list, in its order; the following two are in this order, too."""
+    computed_tokens: tuple[int, ...]
+    blocks: tuple[int, ...]
+    """Held by each."""
+    free_blocks: int
+    waiting: int
+
+
+def simulated(case: Case) -> list[Decision]:
+    """The decisions of `simulator.scheduler`, in order."""
+    engine = case.engine
+    scheduler = Scheduler(engine, StepLog())
+    arrivals = deque(sequences(case))
+    decisions: list[Decision] = []
+    finished: list[int] = []
+    before: dict[int, int] = {}
+    handled = 0
+    while True:
+        while arrivals and arrivals[0].visible_from_ns <= handled:
+            scheduler.add(arrivals.popleft())
+        while len(scheduler.in_flight) < engine.depth and scheduler.has_requests:
+            plan = scheduler.schedule()
+            scheduler.check_blocks()
+            computed = {s.row: _computed_tokens(s, plan.step) for s in scheduler.running}
+            decisions.append(_decision(scheduler, plan, tuple(sorted(finished)), before, computed))
+            before = computed
+            finished.clear()
+        if scheduler.in_flight:
+            plan, done = scheduler.commit(1)
+            handled += plan.tokens > 0
+            finished += [sequence.row for sequence in done]
+        elif arrivals:
+            handled = arrivals[0].visible_from_ns
+        else:
+            return decisions
+
+
+def sequences(case: Case) -> list[Sequence]:
+    """The requests of a case as the simulator's scheduler takes them, `visible_from_ns` in handled steps."""
+    made = []
+    for row, arrival in enumerate(case.arrivals):
+        sequence = Sequence(row, arrival.prompt_tokens, arrival.output_tokens, arrival.max_tokens, arrival.priority, arrival_ns=row)
+        sequence.visible_from_ns = arrival.handled
+        made.append(sequence)
+    return made
+
+
+def _decision(
+    scheduler: Scheduler, plan: StepPlan, finished: tuple[int, ...], before: dict[int, int], computed: dict[int, int]
+) -> Decision:
+    admitted = tuple(s.row for s in plan.admitted)
+    # The simulator doesn't write down who decodes; it shows in how far each has come.
+    tokens = ((row, n - (0 if row in admitted else before[row])) for row, n in computed.items())
+    size = scheduler.engine.block_size
+    return Decision(
+        finished=finished,
+        tokens=tuple((row, n) for row, n in tokens if n),
+        preempted=tuple(s.row for s in plan.preempted),
+        admitted=admitted,
+        running=tuple(computed),
+        computed_tokens=tuple(computed.values()),
+        blocks=tuple(s.blocks_at(plan.step, size) if s.decoding else s.blocks for s in scheduler.running),
+        free_blocks=scheduler.pool.free_blocks,
+        waiting=len(scheduler.waiting),
+    )
+
+
+def _computed_tokens(sequence: Sequence, step: int) -> int:
+    """Positions computed once `step` is done, of a running sequence."""
+    if sequence.decoding:
+        return sequence.intercept + step
+    if sequence.finish_step == NEVER:
+        return sequence.num_computed_tokens
+    # Its last token is on its way, and is never computed.
+    return sequence.num_tokens - 1

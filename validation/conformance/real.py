@@ -1,0 +1,262 @@
+"""vLLM's own scheduler, KV-cache manager and engine-core loop on a CPU, over a runner that only counts tokens.
+
+For vLLM 0.26 and 0.32. Its configuration objects, the model runner and the clock are replaced; `Scheduler` or `AsyncScheduler`,
+`KVCacheManager`, and `EngineCore.step` or `EngineCore.step_with_batch_queue` are vLLM's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future
+from queue import Queue
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from vllm.config import ObservabilityConfig, ParallelConfig, SchedulerConfig
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine.core import EngineCore
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+
+from simulator.engine import EngineConfig
+from validation.conformance.cases import Arrival, Case
+from validation.conformance.decisions import Decision
+from validation.conformance.kinds import Kinds
+
+EOS, TEXT = 2, 7
+
+
+class Runner:
+    """In place of the executor: a step that reaches the end of what is known of a sequence samples its next token."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._emitted = [0] * len(case.arrivals)
+        self._sampled: Any = None
+
+    def execute_model(self, plan: Any, non_block: bool) -> Future[Any]:
+        """Runs a step; its result is handled when the engine core asks for it."""
+        cached = plan.scheduled_cached_reqs
+        start = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        start |= {new.req_id: new.num_computed_tokens for new in plan.scheduled_new_reqs}
+        rows = plan.num_scheduled_tokens
+        self._sampled = ModelRunnerOutput(
+            req_ids=list(rows),
+            req_id_to_index={request_id: index for index, request_id in enumerate(rows)},
+            sampled_token_ids=[self._sample(int(request_id), start[request_id] + tokens) for request_id, tokens in rows.items()],
+        )
+        return self.sample_tokens(None, non_block)
+
+    def sample_tokens(self, _grammar: None, non_block: bool) -> Future[Any]:  # noqa: ARG002 - vLLM's own signature
+        """The result of the step just run."""
+        future: Future[Any] = Future()
+        future.set_result(self._sampled)
+        return future
+
+    def _sample(self, row: int, end: int) -> list[int]:
+        arrival = self._case.arrivals[row]
+        if end < arrival.prompt_tokens + self._emitted[row]:
+            return []
+        self._emitted[row] += 1
+        limit = min(arrival.max_tokens, self._case.engine.max_model_len - arrival.prompt_tokens)
+        # Where a limit ends the output anyway, every other request says nothing of its end.
+        ends = self._emitted[row] == arrival.output_tokens and (arrival.output_tokens < limit or row % 2 == 1)
+        return [EOS if ends else TEXT]
+
+
+class Driver:
+    """Takes the requests of a case through vLLM's engine core, and writes down what it decides."""
+
+    def __init__(self, case: Case, use_v2_model_runner: bool) -> None:
+        self.case = case
+        self.decisions: list[Decision] = []
+        self.kinds = Kinds(case.engine)
+        engine = case.engine
+        watched = _watched(AsyncScheduler if engine.async_scheduling else Scheduler)
+        self.scheduler = watched(self, **_scheduler_arguments(engine, use_v2_model_runner))
+        self.handled = 0
+        self.finished: list[int] = []
+        self.preempted: list[int] = []
+        self._core = _engine_core(self.scheduler, Runner(case), engine.depth)
+        self._step = self._core.step_with_batch_queue if engine.async_scheduling else self._core.step
+
+    def run(self) -> Driver:
+        """Until every request is finished."""
+        arrivals = deque(enumerate(self.case.arrivals))
+        while True:
+            while arrivals and arrivals[0][1].handled <= self.handled:
+                self.scheduler.add_request(_request(*arrivals.popleft()))
+            # As `EngineCoreProc.has_work` and `run_busy_loop` have it: new requests are taken in between any two steps.
+            if self.scheduler.has_requests() or self._core.batch_queue:
+                self._step()
+            elif arrivals:
+                self.handled = arrivals[0][1].handled
+            else:
+                return self
+
+    def record(self, plan: Any) -> None:
+        """Writes down what `schedule()` just decided."""
+        scheduler = self.scheduler
+        admitted = [new.req_id for new in plan.scheduled_new_reqs]
+        # Model runner V1 is told of resumed requests among the cached ones.
+        admitted += [request_id for request_id in plan.scheduled_cached_reqs.req_ids if self.kinds.was_resumed(request_id)]
+        place = {request.request_id: index for index, request in enumerate(scheduler.running)}
+        manager = scheduler.kv_cache_manager
+        self.decisions.append(
+            Decision(
+                finished=tuple(sorted(self.finished)),
+                tokens=tuple((int(request_id), tokens) for request_id, tokens in plan.num_scheduled_tokens.items()),
+                preempted=tuple(self.preempted),
+                admitted=tuple(int(request_id) for request_id in sorted(admitted, key=place.__getitem__)),
+                running=tuple(int(request.request_id) for request in scheduler.running),
+                computed_tokens=tuple(request.num_computed_tokens for request in scheduler.running),
+                blocks=tuple(len(manager.get_block_ids(request.request_id)[0]) for request in scheduler.running),
+                free_blocks=manager.block_pool.get_num_free_blocks(),
+                waiting=scheduler.get_request_counts()[1],
+            )
+        )
+        self.finished.clear()
+        self.preempted.clear()
+
+
+def _watched(base: Any) -> Any:
+    """One of vLLM's schedulers that tells a driver what it does."""
+
+    class Watched(base):  # type: ignore[misc]
+        def __init__(self, driver: Driver, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            self._driver = driver
+            allocate_slots = self.kv_cache_manager.allocate_slots
+
+            def watched_allocate_slots(request: Any, num_new_tokens: int, **options: Any) -> Any:
+                free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
+                blocks = allocate_slots(request, num_new_tokens, **options)
+                driver.kinds.allocated(request, num_new_tokens, free_blocks, blocks is not None)
+                return blocks
+
+            self.kv_cache_manager.allocate_slots = watched_allocate_slots
+
+        def schedule(self, throttle_prefills: bool = False) -> Any:
+            unfinished = self.has_unfinished_requests()
+            self._driver.kinds.begin(self)
+            plan = super().schedule(throttle_prefills)
+            # Without an unfinished request, vLLM plans a step of no tokens only to tell its workers whom they can forget.
+            if unfinished:
+                self._driver.kinds.scheduled(self, plan)
+                self._driver.record(plan)
+            return plan
+
+        def _preempt_request(self, request: Any, timestamp: float, **options: Any) -> None:
+            self._driver.kinds.preempted(request)
+            self._driver.preempted.append(int(request.request_id))
+            super()._preempt_request(request, timestamp, **options)
+
+        def update_from_output(self, plan: Any, output: Any) -> Any:
+            self._driver.handled += plan.total_num_scheduled_tokens > 0
+            status = {
+                request_id: self.requests[request_id].status for request_id in plan.num_scheduled_tokens if request_id in self.requests
+            }
+            outputs = super().update_from_output(plan, output)
+            done = [o.request_id for part in outputs.values() for o in part.outputs if o.finish_reason is not None]
+            self._driver.kinds.handled(plan, status, done)
+            self._driver.finished += map(int, done)
+            return outputs
+
+    return Watched
+
+
+def _request(row: int, arrival: Arrival) -> Any:
+    sampling = SamplingParams(max_tokens=arrival.max_tokens)
+    sampling.update_from_generation_config({}, EOS)
+    return Request(
+        request_id=str(row),
+        prompt_token_ids=[TEXT] * arrival.prompt_tokens,
+        sampling_params=sampling,
+        pooling_params=None,
+        arrival_time=float(row),
+        priority=arrival.priority,
+    )
+
+
+def _scheduler_arguments(engine: EngineConfig, use_v2_model_runner: bool) -> dict[str, Any]:
+    block = FullAttentionSpec(block_size=engine.block_size, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    return {
+        "vllm_config": _vllm_config(engine, use_v2_model_runner),
+        "kv_cache_config": KVCacheConfig(engine.num_gpu_blocks, [], [KVCacheGroupSpec(["layer"], block)]),
+        "structured_output_manager": SimpleNamespace(should_advance=lambda _: False, accept_tokens=lambda *_: True),
+        "block_size": engine.block_size,
+        "log_stats": False,
+    }
+
+
+def _vllm_config(engine: EngineConfig, use_v2_model_runner: bool) -> SimpleNamespace:
+    """The part of `VllmConfig` that a scheduler asks for: a text model on one GPU, without the features that are left out here."""
+    left_out = ("lora_config", "kv_events_config", "kv_transfer_config", "ec_transfer_config", "speculative_config")
+    return SimpleNamespace(
+        scheduler_config=SchedulerConfig(
+            max_model_len=engine.max_model_len,
+            is_encoder_decoder=False,
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+            max_num_seqs=engine.max_num_seqs,
+            enable_chunked_prefill=engine.enable_chunked_prefill,
+            long_prefill_token_threshold=engine.long_prefill_token_threshold,
+            policy=engine.scheduling_policy,
+            scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
+            watermark=engine.watermark,
+            async_scheduling=engine.async_scheduling,
+        ),
+        cache_config=SimpleNamespace(
+            num_gpu_blocks=engine.num_gpu_blocks,
+            enable_prefix_caching=False,
+            mamba_cache_mode="none",
+            enable_mamba_shared_prefix_checkpoint=False,
+        ),
+        model_config=SimpleNamespace(
+            max_model_len=engine.max_model_len,
+            runner_type="generate",
+            is_encoder_decoder=False,
+            is_diffusion=False,
+            is_multimodal_model=False,
+            multimodal_config=None,
+            uses_mrope=False,
+            supports_multimodal_inputs=False,
+            enable_return_routed_experts=False,
+            return_sampling_mask=False,
+        ),
+        parallel_config=ParallelConfig(),
+        observability_config=ObservabilityConfig(),
+        aux_output_config=SimpleNamespace(enabled=False),
+        ec_manager_config=SimpleNamespace(get_encoder_cache_manager_obj=lambda: None),
+        is_mm_encoder_only=False,
+        num_speculative_tokens=0,
+        num_lookahead_tokens=0,
+        num_prefill_lookahead_tokens=0,
+        max_concurrent_batches=engine.depth,
+        max_in_flight_tokens=engine.depth * engine.max_num_batched_tokens,
+        use_v2_model_runner=use_v2_model_runner,
+        **dict.fromkeys(left_out),
+    )
+
+
+def _engine_core(scheduler: Any, runner: Runner, depth: int) -> Any:
+    """An `EngineCore` that starts neither executor nor processes."""
+    core = EngineCore.__new__(EngineCore)
+    vars(core).update(
+        vllm_config=scheduler.vllm_config,
+        scheduler=scheduler,
+        model_executor=runner,
+        batch_queue_size=depth,
+        batch_queue=deque(maxlen=depth) if depth > 1 else None,
+        aborts_queue=Queue(),
+        log_stats=False,
+        is_ec_consumer=True,
+        is_mm_encoder_only=False,
+        is_pooling_model=False,
+        check_for_draft_tokens=False,
+        _weight_version=None,
+    )
+    return core
