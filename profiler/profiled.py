@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,17 +63,8 @@ class Profiled:
         return replace(self, table=self.table[keep].reset_index(drop=True))
 
 
-def read_profile(path: Path) -> Profiled:
-    """Reads a profile's folder, or the measurements beside an artifact.
-
-    Raises:
-        UserError: a file is missing or unreadable.
-    """
-    return from_raw(Raw.read(path))
-
-
 def from_raw(raw: Raw) -> Profiled:
-    """The rows that a fit reads."""
+    """The rows that a fit reads, of a profile as measured."""
     meta, steps = raw.meta, raw.steps
     on_gpu = meta["gpu"] != "cpu"
     table = _rows(steps, on_gpu=on_gpu)

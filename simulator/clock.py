@@ -19,10 +19,9 @@ class EngineClock:
     `v1/engine/core.py` `step_with_batch_queue`, where one thread launches step N+1 before it waits for step N.
     """
 
-    __slots__ = ("cpu_free_ns", "depth", "gpu_free_ns", "schedule_ns")
+    __slots__ = ("cpu_free_ns", "gpu_free_ns", "schedule_ns")
 
-    def __init__(self, depth: int, schedule_ns: int) -> None:
-        self.depth = depth
+    def __init__(self, schedule_ns: int) -> None:
         self.schedule_ns = schedule_ns
         self.cpu_free_ns = 0
         self.gpu_free_ns = 0

@@ -63,7 +63,7 @@ class Replica:
         self.stride = LONGEST_REACH if stride is None else min(stride, LONGEST_REACH)
         self.log = StepLog(self._regenerate)
         self.scheduler = Scheduler(engine, self.log)
-        self.clock = EngineClock(engine.depth, overheads.schedule_ns)
+        self.clock = EngineClock(overheads.schedule_ns)
         self.outstanding = 0
         """Requests routed here and not finished."""
         self.busy_ns = 0

@@ -48,10 +48,6 @@ class Workload:
     """One line: rate, CV, lengths and their tier, what was generated."""
 
     @property
-    def mean_prompt_tokens(self) -> float:
-        return float(self.requests.prompt_tokens.mean())
-
-    @property
     def mean_output_tokens(self) -> float:
         return float(self.requests.output_tokens.mean())
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from profiler.fit_profile import fit_profile, main
-from profiler.profiled import LONG_PROMPT_TOKENS, read_profile
+from profiler.profiled import LONG_PROMPT_TOKENS, from_raw
 from profiler.raw import Raw
 from simulator.artifact import Artifact
 from simulator.cost import CostModel
@@ -122,7 +122,7 @@ def test_errors_are_told_by_kind_and_by_what_was_left_out(profile: Path) -> None
 
 
 def test_rows_with_gaps_count_for_the_launch_only(profile: Path) -> None:
-    table = read_profile(profile).table
+    table = from_raw(Raw.read(profile)).table
     assert np.allclose(
         table["launch_ns"].dropna(),
         np.where(table["graph_mode"] == int(GraphMode.FULL), FULL_LAUNCH_NS, EAGER_LAUNCH_NS + PREFILL_LAUNCH_NS),
@@ -140,7 +140,7 @@ def test_decodes_beside_long_prompts_are_left_out(profile: Path) -> None:
     for chunk, kept in ((LONG_PROMPT_TOKENS, True), (LONG_PROMPT_TOKENS + 1, False)):
         beside = pd.DataFrame([row(8, 1024, chunk, held=True), row(8, 1024, 0, held=True)]).assign(point="together")
         pd.concat([steps, beside]).to_csv(profile / "steps.csv.gz", index=False)
-        kinds = read_profile(profile).table.set_index("point").loc[["together"], "kind"]
+        kinds = from_raw(Raw.read(profile)).table.set_index("point").loc[["together"], "kind"]
         assert ("decode" in kinds.tolist()) is kept
 
 
@@ -149,7 +149,7 @@ def test_the_chunks_of_a_step_attend_to_themselves(profile: Path) -> None:
     chunks = row(0, 0, 12, held=True) | {"prefill_seqs": 3, "prefill_context_tokens": 42, "prefill_attention_tokens": 3 * 4 * 14}
     pd.DataFrame([chunks]).to_csv(profile / "steps.csv.gz", index=False)
     pairs = 3 * sum(range(11, 15))
-    assert read_profile(profile).table["prefill_attention_tokens"].tolist() == [pairs]
+    assert from_raw(Raw.read(profile)).table["prefill_attention_tokens"].tolist() == [pairs]
 
 
 @pytest.mark.parametrize("changed", [{"engine": ENGINE | {"async_scheduling": False}}, {"tensor_parallel_size": 2}])
@@ -204,7 +204,7 @@ def test_the_same_profile_gives_the_same_bytes(profile: Path, tmp_path: Path) ->
 def test_a_missing_file_is_named(profile: Path, lost: str) -> None:
     (profile / lost).unlink()
     with pytest.raises(UserError, match=lost):
-        read_profile(profile)
+        from_raw(Raw.read(profile))
 
 
 @pytest.mark.parametrize("arguments", [[], ["profile=a", "speed=3"], ["nonsense"], ["profile=/nope"]])
