@@ -37,6 +37,7 @@ class Engine:
             if profile.opt.speculative and profile.opt.speculative.method == "ngram":
                 self._rpc("probe_always_draft", profile.opt.speculative.num_speculative_tokens)
             self._rpc("probe_fill_kv_cache")
+            self._rpc("probe_logits", True)
         self._names = count()
         self._sampling = profile.sampling
         self._random = np.random.default_rng(profile.seed)
@@ -140,6 +141,11 @@ class Engine:
     def hold(self, seconds: float, *, only_joined: bool = False) -> None:
         """Keeps the GPU busy before every step from here on, or only before those that a sequence joins; 0 ends that."""
         self._rpc("probe_hold", seconds, only_joined)
+
+    def as_served(self, dummy: bool) -> None:
+        """Until called with False: logits, and a KV cache, as dummy weights leave them in service."""
+        self._rpc("probe_logits", not dummy)
+        self._rpc("probe_fill_kv_cache", dummy)
 
     def drain(self) -> list[dict[str, Any]]:
         """Rows of the steps since the last call: scheduler's and worker's columns side by side.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, TypeVar
 
-Kind = Literal["decode", "prefill", "mixed", "energy"]
+Kind = Literal["decode", "prefill", "mixed", "sampling", "energy"]
 Shape = Literal["equal", "spread", "one_long"]
 
 T = TypeVar("T")
@@ -16,14 +16,22 @@ T = TypeVar("T")
 LIFE_STEPS, ENERGY_LIFE_STEPS = 64, 1024
 """Steps that a sequence may live while its point is measured."""
 
-BATCHES = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024)
-CONTEXTS = (32, 256, 1024, 2048, 4096, 8192, 16384, 32768)
-CHUNKS = (8, 32, 64, 128, 256, 384, 512, 528, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-STARTS = (0, 2048, 8192, 24576)
+BATCHES = (1, 4, 16, 32, 64, 128, 256, 512, 768, 1024)
+CONTEXTS = (32, 1024, 4096, 8192, 16384, 32768)
+CHUNKS = (
+    8, 16, 32, 64, 96, 128, 160, 192, 256, 320, 384, 448, 512, 528, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 4096,
+    5120, 6144, 7168, 8192,
+)  # fmt: skip
+STARTED_CHUNKS, STARTS = (128, 512, 1024, 2048, 4096, 8192), (2048, 8192, 24576)
 SEVERAL = ((2, 64), (4, 64), (8, 32), (2, 256), (4, 256), (16, 64), (2, 1024), (8, 256), (4, 1024), (32, 128), (2, 4096), (16, 512))
 MIXED_BATCHES = (4, 16, 48, 128, 256, 480)
-MIXED_CHUNKS = (32, 128, 250, 400, 700, 1200, 2048, 4096, 7600)
-MIXED_CONTEXTS = (512, 2048, 8192)
+MIXED_CHUNKS = (128, 250, 400, 700, 1200, 2048, 4096)
+MIXED_CONTEXT, OTHER_CONTEXTS = 2048, (512, 8192)
+CROSSED_BATCHES, CROSSED_CHUNKS = (16, 128, 480), (128, 400, 1200)
+"""Mixed steps measured at further contexts too, and with several chunks: what a prompt adds depends little on the batch beside it."""
+SAMPLED = (1, 2, 7, 8, 16, 64, 128, 132, 133, 264, 265, 396, 397, 528, 529, 1024)
+"""Below 8 sequences the sampler sorts; from there on a kernel takes one on each multiprocessor, 132, at a time
+(vLLM 0.26 `v1/sample/ops/topk_topp_sampler.py`, `topk_topp_triton.py`)."""
 ENERGY_BATCHES = (1, 16, 64, 128, 256, 512)
 
 
@@ -98,7 +106,7 @@ class Point:
 def grid(limits: Limits, kinds: Sequence[Kind]) -> list[Point]:
     """All points of `kinds` that the engine can run, coarse to fine."""
     ranked: dict[Point, int] = {}
-    for point, rank in chain(_decode(limits), _prefill(limits), _mixed(), _energy()):
+    for point, rank in chain(_decode(limits), _prefill(limits), _mixed(), _sampling(), _energy()):
         if point.kind in kinds and point.possible(limits):
             ranked[point] = min(rank, ranked.get(point, rank))
     return _interleave(ranked)
@@ -109,20 +117,21 @@ def _decode(limits: Limits) -> Iterator[tuple[Point, int]]:
     for batch, b in _ranks(BATCHES):
         for context, c in _ranks(sorted({min(context, longest) for context in CONTEXTS})):
             yield Point("decode", batch, context), b + c
-            if batch > 1 and context >= 2048:
+            if batch > 1 and context >= 4096:
                 yield Point("decode", batch, context, "spread"), b + c + 1
                 yield Point("decode", batch, context, "one_long"), b + c + 2
     # Every captured size once, full and with padding: the size is what the kernels see, the batch what the sampler sees.
     for size, s in _ranks(sorted({size // limits.tokens_per_decode for size in limits.graph_sizes if size >= limits.tokens_per_decode})):
-        yield Point("decode", size, 1024), s + 2
-        yield Point("decode", max(size - 3, 1), 1024), s + 2
+        yield Point("decode", size, 1024), s // 2 + 1
+        yield Point("decode", max(size - 3, 1), 1024), s // 2 + 3
 
 
 def _prefill(limits: Limits) -> Iterator[tuple[Point, int]]:
-    chunks = sorted({min(chunk, limits.max_num_batched_tokens) for chunk in CHUNKS})
-    for chunk, c in _ranks(chunks):
+    for chunk, c in _ranks(sorted({min(chunk, limits.max_num_batched_tokens) for chunk in CHUNKS})):
+        yield Point("prefill", num_chunks=1, chunk=chunk), c // 2
+    for chunk, c in _ranks(STARTED_CHUNKS):
         for start, s in _ranks([start for start in STARTS if start < limits.max_model_len]):
-            yield Point("prefill", num_chunks=1, chunk=chunk, start=start), c + s
+            yield Point("prefill", num_chunks=1, chunk=min(chunk, limits.max_num_batched_tokens), start=start), c + s
     for (num_chunks, chunk), s in _ranks(SEVERAL):
         yield Point("prefill", num_chunks=num_chunks, chunk=chunk), s + 1
 
@@ -130,10 +139,18 @@ def _prefill(limits: Limits) -> Iterator[tuple[Point, int]]:
 def _mixed() -> Iterator[tuple[Point, int]]:
     for batch, b in _ranks(MIXED_BATCHES):
         for chunk, c in _ranks(MIXED_CHUNKS):
-            for context, x in _ranks(MIXED_CONTEXTS):
-                yield Point("mixed", batch, context, num_chunks=1, chunk=chunk), b + c + x
-            yield Point("mixed", batch, 2048, "spread", 1, chunk, 4096), b + c + 3
-            yield Point("mixed", batch, 2048, num_chunks=4, chunk=-(-chunk // 4)), b + c + 3
+            yield Point("mixed", batch, MIXED_CONTEXT, num_chunks=1, chunk=chunk), b + c
+    for batch, b in _ranks(CROSSED_BATCHES):
+        for chunk, c in _ranks(CROSSED_CHUNKS):
+            for context in OTHER_CONTEXTS:
+                yield Point("mixed", batch, context, num_chunks=1, chunk=chunk), b + c
+            yield Point("mixed", batch, MIXED_CONTEXT, "spread", 1, chunk, 4096), b + c + 1
+            yield Point("mixed", batch, MIXED_CONTEXT, num_chunks=4, chunk=-(-chunk // 4)), b + c + 1
+
+
+def _sampling() -> Iterator[tuple[Point, int]]:
+    for batch, b in _ranks(SAMPLED):
+        yield Point("sampling", batch, 32), b // 2
 
 
 def _energy() -> Iterator[tuple[Point, int]]:

@@ -16,7 +16,7 @@ WARM_STEPS = 3
 SERVED_STEPS, HELD_STEPS = 10, 4
 ENERGY_S = 1.2
 """Long against the interval of the energy counter."""
-LONG_S = 0.25
+LONG_S = 0.1
 """Steps from here on are repeated less: their noise is small against them."""
 
 Row = dict[str, Any]
@@ -24,7 +24,13 @@ Row = dict[str, Any]
 
 def measure(engine: Engine, point: Point, sensors: Nvml) -> dict[str, Any]:
     """Measures `point`: its fields, `rows` (a step each), and the sensors' readings."""
-    how: dict[str, Callable[[Engine, Point], list[Row]]] = {"decode": _decode, "prefill": _prefill, "mixed": _mixed, "energy": _energy}
+    how: dict[str, Callable[[Engine, Point], list[Row]]] = {
+        "decode": _decode,
+        "prefill": _prefill,
+        "mixed": _mixed,
+        "sampling": _sampling,
+        "energy": _energy,
+    }
     begin_s, begin_j = perf_counter(), sensors.energy_j()
     rows = how[point.kind](engine, point)
     state, end_j = sensors.state(), sensors.energy_j()
@@ -46,6 +52,17 @@ def _decode(engine: Engine, point: Point) -> list[Row]:
         engine.hold(_hold_s(rows))
         rows += _steps(engine, HELD_STEPS)
         engine.hold(0.0)
+    _clear(engine, names)
+    return rows
+
+
+def _sampling(engine: Engine, point: Point) -> list[Row]:
+    """The sampler with a trained model's logits, then with those that dummy weights have in service, as in a recorded trace."""
+    names = _place(engine, point)
+    rows = _steps(engine, SERVED_STEPS)
+    engine.as_served(dummy=True)
+    rows += _steps(engine, SERVED_STEPS)
+    engine.as_served(dummy=False)
     _clear(engine, names)
     return rows
 

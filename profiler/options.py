@@ -89,7 +89,7 @@ class Profile(Strict):
     weight_values: Literal["dummy", "realistic"]
     sampling: Sampling
     budget_s: float = Field(gt=0)
-    kinds: list[Literal["decode", "prefill", "mixed", "energy"]]
+    kinds: list[Literal["decode", "prefill", "mixed", "sampling", "energy"]]
     seed: int
     out: Path | None
     verbose: bool

@@ -16,20 +16,28 @@ from typing import Any
 
 import torch
 
+from profiler.logits import peaked_logits
+
 _HOLD_CYCLES = 100_000_000
+_GIVEN_ROWS = 128
+"""Rows of prepared logits; larger batches get them several times."""
 
 
 class _Timed:
-    """One step in the worker. `marks` are events on the GPU's stream, or readings of the CPU's clock where there is none."""
+    """One step in the worker.
 
-    __slots__ = ("drafting", "entered_s", "graph_mode", "hold_s", "launch_s", "marks", "padded_tokens", "queued", "returned_s")
+    `marks` are events on the GPU's stream, or readings of the CPU's clock where there is none: begin, forward pass done, logits there,
+    prepared logits put in their place, end.
+    """
+
+    __slots__ = ("drafting", "entered_s", "given_s", "graph_mode", "hold_s", "launch_s", "marks", "padded_tokens", "queued", "returned_s")
 
     def __init__(self, hold_s: float) -> None:
         self.hold_s = hold_s
         self.marks: list[Any] = []
         self.drafting: list[Any] = []
         self.graph_mode, self.padded_tokens = "NONE", 0
-        self.entered_s = self.returned_s = self.launch_s = 0.0
+        self.entered_s = self.returned_s = self.launch_s = self.given_s = 0.0
         self.queued = True
 
 
@@ -50,6 +58,10 @@ class WorkerExtension:
         """Keeps the GPU busy for `seconds` (0: as served) before every step from here on, or only those that a sequence joins."""
         self.probe.hold_s, self.probe.hold_only_joined = seconds, only_joined
 
+    def probe_logits(self: Any, peaked: bool) -> None:
+        """From here on the sampler gets logits as a trained model has them, or those that the model computes."""
+        self.probe.give_logits(peaked)
+
     def probe_drain(self: Any, num_steps: int) -> list[dict[str, Any]]:
         """The oldest `num_steps` steps not yet drained; later ones may still be in flight."""
         rows: list[dict[str, Any]] = self.probe.drain(num_steps)
@@ -62,14 +74,17 @@ class WorkerExtension:
         return {column: [getattr(step, column) for step in steps] for column in columns}
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch ships no types here
-    def probe_fill_kv_cache(self: Any) -> None:
-        """Gives the KV cache the values that a context would have left there.
+    def probe_fill_kv_cache(self: Any, empty: bool = False) -> None:
+        """Gives the KV cache the values that a context would have left there, or none (`empty`).
 
         Profiled sequences claim their context as computed instead of computing it. Freshly allocated memory is all zeros, which
-        takes less power to read than real keys and values.
+        takes less power to read than real keys and values. But zeros are what dummy weights nearly leave there, so that with them
+        the logits are those of dummy weights in service.
         """
         for cache in _tensors(self.model_runner.kv_caches):
-            if cache.is_floating_point() and cache.element_size() > 1:
+            if empty:
+                cache.zero_()
+            elif cache.is_floating_point() and cache.element_size() > 1:
                 cache.normal_()
             else:
                 cache.view(torch.uint8).random_(0, 0x77)  # any byte below is a finite number in every fp8 format
@@ -131,9 +146,14 @@ class Probe:
         self.on_gpu = worker.device.type == "cuda" and events
         self.hold_s, self.hold_only_joined = 0.0, False
         self.steps: list[_Timed] = []
+        self._peaked = False
         self._now: _Timed | None = None
         self._previous: _Timed | None = None
         self._cycles_per_s = self._calibrate() if self.on_gpu else 0.0
+        self._device = worker.device
+        self._given: torch.Tensor | None = None
+        self._turn = 0
+        self._wrap(runner.model, "compute_logits", self._with_logits)
         self._execute, worker.execute_model = worker.execute_model, self._timed_execute
         self._sample, worker.sample_tokens = worker.sample_tokens, self._timed_sample
         for chooser in ("cudagraph_manager", "cudagraph_dispatcher"):
@@ -162,6 +182,35 @@ class Probe:
         end.synchronize()
         return float(_HOLD_CYCLES / (begin.elapsed_time(end) / 1e3))
 
+    def give_logits(self, peaked: bool) -> None:
+        """Prepared logits for the sampler; of the model's own form, which is known once it has computed some."""
+        self._peaked, self._given = peaked, None
+
+    def _with_logits(self, compute_logits: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        step = self._now
+        if step is None:
+            return compute_logits(*args, **kwargs)
+        step.marks.append(self._mark())
+        logits = compute_logits(*args, **kwargs)
+        step.marks.append(self._mark())
+        if self._peaked and logits is not None:
+            begin_s = perf_counter()
+            self._put_given(logits)
+            step.given_s = perf_counter() - begin_s
+        step.marks.append(self._mark())
+        return logits
+
+    def _put_given(self, logits: torch.Tensor) -> None:
+        if self._given is None:
+            self._given = peaked_logits(_GIVEN_ROWS, logits.shape[1], self._device).to(logits.dtype)
+        self._turn = (self._turn + 37) % _GIVEN_ROWS  # so that successive steps do not sample the same rows
+        begin, rows = 0, len(logits)
+        while begin < rows:
+            first = self._turn if begin == 0 else 0
+            taken = min(rows - begin, _GIVEN_ROWS - first)
+            logits[begin : begin + taken].copy_(self._given[first : first + taken])
+            begin += taken
+
     def _timed_execute(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         if not scheduler_output.total_num_scheduled_tokens:
             return self._execute(scheduler_output, *args, **kwargs)
@@ -176,7 +225,6 @@ class Probe:
         finally:
             step.launch_s = perf_counter() - step.entered_s
             step.queued = self.on_gpu and not step.marks[0].query()
-            step.marks.append(self._mark())
 
     def _timed_sample(self, *args: Any, **kwargs: Any) -> Any:
         step = self._now
@@ -186,7 +234,7 @@ class Probe:
         result = self._sample(*args, **kwargs)
         step.returned_s = perf_counter()
         self._now = None
-        step.launch_s += step.returned_s - entered_s
+        step.launch_s += step.returned_s - entered_s - step.given_s
         step.marks.append(self._mark())
         self.steps.append(step)
         return result
@@ -210,7 +258,8 @@ class Probe:
     def drain(self, num_steps: int) -> list[dict[str, Any]]:
         """Rows of the oldest steps, in their order. Seconds.
 
-        `gpu_s` start to end on the GPU, `forward_s` and `draft_s` parts of it; `launch_s` the launching thread's time;
+        `gpu_s` start to end on the GPU, `forward_s`, `logits_s` (the product with the vocabulary), `sample_s` and `draft_s` its parts;
+        `peaked` whether the sampler got prepared logits, whose copying is left out; `launch_s` the launching thread's time;
         `period_s` end to end from the step before, as served (NaN behind a hold); `queued` whether the GPU was still busy with earlier
         work when the forward pass had been launched, so that `gpu_s` has no gaps.
         """
@@ -220,17 +269,23 @@ class Probe:
         rows = []
         for step in steps:
             previous, self._previous = self._previous, step
+            begin, forwarded, computed, given, end = step.marks
+            draft_s = self._between(*step.drafting) if step.drafting else 0.0
+            copy_s = self._between(computed, given)
             rows.append(
                 {
                     "graph_mode": step.graph_mode,
                     "padded_tokens": step.padded_tokens,
-                    "gpu_s": self._between(step.marks[0], step.marks[2]),
-                    "forward_s": self._between(step.marks[0], step.marks[1]),
-                    "draft_s": self._between(*step.drafting) if step.drafting else 0.0,
+                    "gpu_s": self._between(begin, end) - copy_s,
+                    "forward_s": self._between(begin, forwarded),
+                    "logits_s": self._between(forwarded, computed),
+                    "sample_s": self._between(given, end) - draft_s,
+                    "draft_s": draft_s,
+                    "peaked": step.given_s > 0,
                     "launch_s": step.launch_s,
                     "launch_start_s": step.entered_s,
                     "launch_end_s": step.returned_s,
-                    "period_s": float("nan") if previous is None or step.hold_s else self._between(previous.marks[2], step.marks[2]),
+                    "period_s": float("nan") if previous is None or step.hold_s else self._between(previous.marks[-1], end),
                     "hold_s": step.hold_s,
                     "queued": step.queued,
                 }
