@@ -32,6 +32,10 @@ class Engine:
             self.config = vllm_config(profile)
             self.core = EngineCore(self.config, Executor.get_class(self.config), log_stats=True)
             self._rpc("probe_install", True)
+            if profile.opt.quantization_config and not all(self._rpc("probe_quantized")):
+                raise EngineError(
+                    f"opt {profile.opt.weights}: vLLM quantized no layer; quantization_config does not say which, or names others"
+                )
             if profile.weight_values == "realistic":
                 self._rpc("probe_randomize_weights")
             if profile.opt.speculative and profile.opt.speculative.method == "ngram":

@@ -100,6 +100,11 @@ class WorkerExtension:
             elif "norm" in name:
                 parameter.data.fill_(1.0)
 
+    def probe_quantized(self: Any) -> bool:
+        """Whether any weight is stored in less than two bytes, or packed into integers."""
+        parameters = self.model_runner.get_model().parameters()
+        return any(parameter.element_size() == 1 or not parameter.is_floating_point() for parameter in parameters)
+
     def probe_memory(self: Any) -> dict[str, Any]:
         """What vLLM's worker found at its start, bytes (vLLM `v1/worker/gpu_worker.py` `determine_available_memory`)."""
         snapshot = getattr(self, "init_snapshot", None)
