@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from simulator.artifact import Artifact
+from simulator.artifact import Artifact, Logits
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
@@ -61,6 +61,12 @@ class Meta(BaseModel):
     engine: EngineMeta
     num_gpu_blocks_override: int | None = None
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    client: str = ""
+
+    @property
+    def logits(self) -> Logits:
+        """Whose logits the sampler worked on: recorders say in `client` that the weights are dummies."""
+        return "dummy" if "dumm" in self.client.lower() else "peaked"
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +149,7 @@ def replay(recording: Recording, *, cost_model: Path | None, router: str, seed: 
     path = cost_model or find(
         meta.gpu, meta.model, weights=meta.weights, kv_cache_dtype=meta.kv_cache_dtype, tensor_parallel_size=meta.tensor_parallel_size
     )
-    cost = CostModel.load(path)
+    cost = CostModel.load(path, meta.logits)
     scenario = Scenario(
         workload=Workload(recording.requests, OpenLoop()),
         engine=_engine(recording, cost.artifact),
