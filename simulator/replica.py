@@ -11,6 +11,7 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from simulator.chunklog import ChunkLog
 from simulator.clock import EngineClock, steady_ends
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
@@ -18,8 +19,10 @@ from simulator.events import STEP_END, Instant
 from simulator.features import StepFeatures
 from simulator.scheduler import Scheduler
 from simulator.sequence import NEVER, Sequence
+from simulator.speculation import Drafting
 from simulator.steplog import StepLog
 from simulator.stepplan import StepPlan
+from simulator.verify import VerifyScheduler
 
 Int64 = NDArray[np.int64]
 
@@ -54,6 +57,7 @@ class Replica:
         cost: CostModel,
         stride: int | None,
         on_finish: Callable[[Sequence], None],
+        drafting: Drafting | None = None,
     ) -> None:
         overheads = cost.artifact.overheads
         self.env = env
@@ -61,8 +65,14 @@ class Replica:
         self.engine = engine
         self.cost = cost
         self.stride = LONGEST_REACH if stride is None else min(stride, LONGEST_REACH)
-        self.log = StepLog(self._regenerate)
-        self.scheduler = Scheduler(engine, self.log)
+        self.log: StepLog
+        self.scheduler: Scheduler
+        if drafting is None:
+            self.log = StepLog(self._regenerate)
+            self.scheduler = Scheduler(engine, self.log)
+        else:
+            self.log = ChunkLog()
+            self.scheduler = VerifyScheduler(engine, self.log, drafting)
         self.clock = EngineClock(overheads.schedule_ns)
         self.outstanding = 0
         """Requests routed here and not finished."""
