@@ -27,6 +27,11 @@ class SpeculativeConfig(BaseModel):
     num_speculative_tokens: int = Field(ge=1)
 
     @property
+    def name(self) -> str:
+        """As cost models are named by: `eagle3-k3`."""
+        return f"{self.method}-k{self.num_speculative_tokens}"
+
+    @property
     def uses_eagle(self) -> bool:
         """Whether drafts are made from the target's hidden states: then steps are scheduled asynchronously, by model runner V2."""
         return self.method in ("eagle", "eagle3")

@@ -240,6 +240,7 @@ class Replica:
             int(ends[0]),
             int(self._gpu_ends[0]),
             int(ends[steps - 1]),
+            plan.verify_tokens,
         )
 
     def _commit(self) -> None:

@@ -24,6 +24,7 @@ ROW = (
     "first_end_ns",
     "next_gpu_end_ns",
     "last_end_ns",
+    "verify_tokens",
 )
 """Columns of a row. The times are those of `clock.steady_ends`."""
 
@@ -97,7 +98,7 @@ class StepLog:
             yield first, np.concatenate(piece)
 
     def _ends(self, row: list[int]) -> Int64:
-        first_step, steps, _, _, decode_seqs, intercept_sum, intercept_max, first_end_ns, next_gpu_end_ns, _ = row
+        first_step, steps, _, _, decode_seqs, intercept_sum, intercept_max, first_end_ns, next_gpu_end_ns = row[:9]
         if steps == 1 or self._regenerate is None:
             return np.array([first_end_ns])
         return self._regenerate(first_step, steps, decode_seqs, intercept_sum, intercept_max, first_end_ns, next_gpu_end_ns)

@@ -51,13 +51,12 @@ class Row:
 class VerifyPlan(StepPlan):
     """The batch of a step that may verify drafts."""
 
-    __slots__ = ("rows", "verify_tokens")
+    __slots__ = ("rows",)
 
     def __init__(self, step: int) -> None:
         super().__init__(step)
         self.rows: dict[int, Row] = {}
         """By request, in the order in which they were scheduled."""
-        self.verify_tokens = 0
 
     @property
     def tokens(self) -> int:
@@ -151,9 +150,7 @@ class VerifyScheduler(Scheduler):
 
     def _preempt(self, plan: StepPlan, victim: Sequence) -> None:
         """All blocks are lost; the request goes back to the queue and recomputes. What is in flight still counts."""
-        state = self._states[victim.row]
-        state.next = 0
-        state.prefilling = True
+        self._states[victim.row].prefilling = True
         self.pool.give_back(victim.blocks)
         victim.blocks = 0
         victim.num_computed_tokens = 0
