@@ -132,10 +132,18 @@ class PlanConfig(Spec):
     """Processes; null: one a core."""
 
 
+class CrossoverConfig(Spec):
+    """What `command: crossover` compares with."""
+
+    baseline: str | None = None
+    """Path of the cost model without speculation; null: the measured one."""
+    max_batch: int | None = Field(None, ge=1)
+
+
 class Config(Spec):
     """One run of `python -m simulator`."""
 
-    command: Literal["simulate", "plan"]
+    command: Literal["simulate", "plan", "crossover"]
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     """Of the folder of its results; the file's name unless given."""
     seed: int = Field(0, ge=0)
@@ -155,6 +163,7 @@ class Config(Spec):
     run: RunConfig = RunConfig()
     slo: Slos | None = None
     plan: PlanConfig = PlanConfig()
+    crossover: CrossoverConfig = CrossoverConfig()
     out: str = "results"
     """Folder that gets the folder of the results."""
 
@@ -208,6 +217,11 @@ class Config(Spec):
             measured = cost.artifact.speculation or "no speculation"
             raise UserError(f"cost model {self.cost_model_path}: measured with {measured}, opt has {asked or 'none'}")
         return cost
+
+    def without_speculation(self) -> Config:
+        """The same without drafts."""
+        opt = self.opt.model_copy(update={"speculative": None})
+        return self.model_copy(update={"opt": opt, "cost_model": self.crossover.baseline})
 
     def accepted(self) -> Acceptance | None:
         """How many drafts are accepted; None without speculation.
