@@ -106,6 +106,12 @@ class Acceptance:
         means, weights = self._request_means(), WEIGHTS / WEIGHTS.sum()
         return float(np.sqrt(max(weights @ means**2 - (weights @ means) ** 2, 0.0)))
 
+    def in_words(self) -> str:
+        """What is assumed, for reports."""
+        rates = ", ".join(f"{rate:.0%}" for rate in self.rates)
+        often = "" if self.proposed == 1 else f" in the {self.proposed:.0%} of the steps that have drafts"
+        return f"{self.tokens_per_step:.2f} tokens a step; the first 1 to {len(self.rates)} are accepted with {rates}{often}"
+
     def _request_means(self) -> Float64:
         """float64[nodes]: tokens a step of requests with the scores `NODES`."""
         from scipy.special import ndtr, ndtri

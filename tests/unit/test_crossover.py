@@ -15,6 +15,8 @@ from simulator.crossover import Crossover, crossover, crossover_chart, crossover
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
 from simulator.models import MODELS
+from simulator.plan import plan
+from simulator.report import facts
 from simulator.request import RequestTable
 from simulator.simulate import simulate
 from simulator.sizing import Demand
@@ -109,6 +111,14 @@ def test_a_service_with_drafts_is_simulated_from_its_own_cost_model(speculative_
     own = load(CONF / "simulate.yaml", [*given, "acceptance.rates=[0,0,0]"]).scenario()
     assert own.acceptance is not None
     assert own.acceptance.mean_emitted == 1.0
+
+
+def test_a_plan_counts_on_the_drafts(speculative_artifact: Path) -> None:
+    given = ["opt=eagle3", f"cost_model={speculative_artifact}", "workload=gsm8k", "workload.arrivals.rate=3", "plan.hours=0.01"]
+    given += ["plan.num_seeds=2", "slo=null", "slo.tpot_ms.p99=8", "plan.workers=1"]
+    found = plan(load(CONF / "capacity_planning.yaml", given))
+    assert found.num_replicas is not None
+    assert dict(facts(found))["drafts"].startswith("eagle3-k3: 2.87 tokens a step")
 
 
 @pytest.mark.parametrize(
