@@ -173,6 +173,24 @@ class Drafts:
         self._reach(token)
         return self._proposed[token]
 
+    def walk(self, token: int, last: int, limit: int) -> list[int]:
+        """Tokens of output after each of at most `limit` steps with all drafts, from `token` on, as long as they are `last` at most.
+
+        Ends before a position for which nothing is proposed.
+        """
+        path: list[int] = []
+        accepted, proposed = self._accepted, self._proposed
+        for _ in range(limit):
+            self._reach(token)
+            token += 1 + accepted[token]
+            if token > last:
+                break
+            self._reach(token)
+            if not proposed[token]:
+                break
+            path.append(token)
+        return path
+
     def _reach(self, token: int) -> None:
         while token >= len(self._accepted):
             accepted, proposed = self._acceptance.draw(self._rng, self._score, len(self._accepted))

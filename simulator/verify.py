@@ -8,7 +8,12 @@ result is in, so no sequence is a line: each has its state, and vLLM's rules are
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import sub
 
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.ahead import Ahead
 from simulator.chunklog import ChunkLog
 from simulator.engine import EngineConfig
 from simulator.features import StepFeatures
@@ -17,6 +22,8 @@ from simulator.scheduler import Scheduler
 from simulator.sequence import NEVER, Sequence
 from simulator.speculation import Drafting, Drafts
 from simulator.stepplan import StepPlan
+
+Int64 = NDArray[np.int64]
 
 
 class Verified:
@@ -51,12 +58,19 @@ class Row:
 class VerifyPlan(StepPlan):
     """The batch of a step that may verify drafts."""
 
-    __slots__ = ("rows",)
+    __slots__ = ("members", "rows")
 
     def __init__(self, step: int) -> None:
         super().__init__(step)
         self.rows: dict[int, Row] = {}
         """By request, in the order in which they were scheduled."""
+        self.members = NEVER
+        """Which running list (`VerifyScheduler`'s count of its changes) verifies all its drafts in this step; else NEVER."""
+
+    def describe(self, context_sum: int, context_max: int) -> None:
+        """Notes the contexts of the step's decodes."""
+        self.intercept_sum = context_sum - self.decode_seqs * self.step
+        self.intercept_max = context_max - self.step
 
     @property
     def tokens(self) -> int:
@@ -80,6 +94,9 @@ class VerifyScheduler(Scheduler):
         self._num_spec_tokens = engine.speculative.num_speculative_tokens
         self._num_lookahead_tokens = engine.speculative.num_lookahead_tokens
         self._drafting = drafting
+        self._members = 0
+        """Counts the changes of the running list."""
+        self._ahead: Ahead | None = None
         self._states: dict[int, Verified] = {}
 
     def add(self, sequence: Sequence) -> None:
@@ -150,6 +167,7 @@ class VerifyScheduler(Scheduler):
 
     def _preempt(self, plan: StepPlan, victim: Sequence) -> None:
         """All blocks are lost; the request goes back to the queue and recomputes. What is in flight still counts."""
+        self._members += 1
         self._states[victim.row].prefilling = True
         self.pool.give_back(victim.blocks)
         victim.blocks = 0
@@ -182,6 +200,7 @@ class VerifyScheduler(Scheduler):
                 break
             self.waiting.pop()
             self.running.append(sequence)
+            self._members += 1
             sequence.running = True
             plan.admitted.append(sequence)
             self._put(plan, sequence, tokens, blocks)
@@ -208,21 +227,84 @@ class VerifyScheduler(Scheduler):
                 state.num_output_placeholders += 1 + row.drafts
                 state.next = self._num_spec_tokens
         plan.decode_seqs = len(contexts)
-        plan.intercept_sum = sum(contexts) - len(contexts) * plan.step
-        plan.intercept_max = max(contexts, default=plan.step) - plan.step
+        plan.describe(sum(contexts), max(contexts, default=plan.step))
+        all_of_all = len(contexts) == len(self.running) == len(plan.rows) and plan.verify_tokens == len(contexts) * self._num_spec_tokens
+        # After a preemption nobody was admitted: the next plan may be another.
+        if all_of_all and not plan.preempted:
+            plan.members = self._members
 
     # -- results ----------------------------------------------------------------------------------------------------
 
-    def stable_steps(self, limit: int) -> int:  # noqa: ARG002 - one step at a time, whatever is asked for
-        """Steps that need no decision: 1."""
-        return 1
+    def stable_steps(self, limit: int) -> int:
+        """How many steps, at most `limit`, end before the scheduler could decide anything else than to verify all drafts of all."""
+        members = self._members
+        for plan in self.in_flight:
+            if not isinstance(plan, VerifyPlan) or plan.members != members:
+                return 1
+        paths: list[list[int]] = []
+        limit -= 1
+        for sequence in self.running:
+            path = self._states[sequence.row].drafts.walk(sequence.emitted_tokens, self._last_token(sequence), limit)
+            limit = len(path)
+            if limit == 0:
+                return 1
+            paths.append(path)
+        engine = self.engine
+        self._ahead = Ahead.look(
+            [path[:limit] for path in paths],
+            [sequence.prompt_tokens for sequence in self.running],
+            [sequence.blocks for sequence in self.running],
+            engine.depth * engine.decode_query_len,
+            self._num_lookahead_tokens,
+            engine.max_model_len,
+            engine.block_size,
+        )
+        return 1 + self._ahead.within(self.pool.free_blocks)
+
+    def _last_token(self, sequence: Sequence) -> int:
+        """With more tokens emitted, the next plan would leave the sequence out, or cut its drafts."""
+        engine = self.engine
+        last = min(sequence.output_tokens - 1, engine.max_model_len - sequence.prompt_tokens - engine.depth * engine.decode_query_len)
+        return min(last, sequence.max_tokens - 2) if engine.async_scheduling else last
+
+    def blocks_ahead(self, steps: int) -> int:
+        """Blocks that the next `steps` steps of the stretch take."""
+        return int(self._ahead.blocks[steps - 1]) if steps and self._ahead is not None else 0
+
+    def contexts_ahead(self, steps: int) -> tuple[Int64, Int64]:
+        """int64[steps] twice: sum and maximum of the contexts in the steps of the stretch that are yet to be planned."""
+        assert self._ahead is not None
+        return self._ahead.context_sum[:steps], self._ahead.context_max[:steps]
+
+    def repeat(self, steps: int) -> None:
+        """As many results came in, and `steps` more steps were planned, each verifying all drafts."""
+        ahead = self._ahead
+        assert ahead is not None
+        in_flight_tokens = self.engine.depth * self.engine.decode_query_len
+        first_step = self.step - self.engine.depth + 1
+        for sequence, path, held in zip(self.running, ahead.paths, ahead.held[:, steps - 1].tolist(), strict=True):
+            token, state = sequence.emitted_tokens, self._states[sequence.row]
+            sequence.emitted_tokens = path[0]
+            self._record(sequence, state, first_step, path[0] - token)
+            state.segment += map(sub, path[1:steps], path)
+            sequence.emitted_tokens = path[steps - 1]
+            sequence.num_computed_tokens = sequence.prompt_tokens + sequence.emitted_tokens + in_flight_tokens - 1
+            sequence.blocks = held
+        self.pool.take(int(ahead.blocks[steps - 1]))
+        self.step += steps
+        for plan in self.in_flight:
+            assert isinstance(plan, VerifyPlan)
+            plan.step += steps
+            plan.describe(int(ahead.context_sum[steps - 1]), int(ahead.context_max[steps - 1]))
 
     def commit(self, steps: int) -> tuple[StepPlan, list[Sequence]]:
-        """The result of the oldest plan arrives; returns it, and the sequences that finished."""
-        assert steps == 1
+        """The results of the oldest plan and of the `steps` − 1 after it arrive; returns it, and the sequences that finished."""
         plan = self.in_flight.popleft()
         assert isinstance(plan, VerifyPlan)
-        finished = [row.sequence for row in plan.rows.values() if self._emit(row, plan.step)]
+        if steps > 1:
+            self.repeat(steps - 1)
+        done = plan.step + steps - 1
+        finished = [row.sequence for row in plan.rows.values() if self._emit(row, done)]
         for sequence in finished:
             self._finish(sequence)
         return plan, finished
@@ -264,6 +346,7 @@ class VerifyScheduler(Scheduler):
         if sequence.running:
             self.pool.give_back(sequence.blocks)
             self.running.remove(sequence)
+            self._members += 1
             sequence.running = False
         else:
             self.waiting.remove(sequence)

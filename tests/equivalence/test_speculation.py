@@ -107,3 +107,9 @@ def test_stride_changes_nothing(seed: int) -> None:
 def test_other_seeds_accept_other_drafts() -> None:
     scenario = random_speculative_scenario(20_000)
     assert digest(simulate(scenario)) != digest(simulate(replace(scenario, seed=1)))
+
+
+def test_steps_that_decide_nothing_are_taken_at_once() -> None:
+    taken = [simulate(random_speculative_scenario(seed)) for seed in range(20_000, 20_060)]
+    steps = sum(log.num_steps for result in taken for log in result.logs)
+    assert sum(result.num_events for result in taken) < 0.8 * steps
