@@ -10,7 +10,8 @@ from simulator.scheduler import Scheduler
 from simulator.sequence import NEVER, Sequence
 from simulator.steplog import StepLog
 from simulator.stepplan import StepPlan
-from simulator.verify import VerifyPlan, VerifyScheduler
+from simulator.verify import VerifyScheduler
+from simulator.verifyplan import VerifyPlan
 from validation.conformance.cases import Case
 
 
