@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         settings = Settings.load(arguments)
-        watch = Watch() if settings.coverage else None
+        watch = Watch(settings.drafts) if settings.coverage else None
         cases = outcomes(installed(), settings.seed, speculative_case if settings.drafts else random_case)
         quotas = DRAFT_QUOTAS if settings.drafts else QUOTAS
         if settings.golden is not None:
