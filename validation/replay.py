@@ -14,14 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simulator.artifact import Artifact, Logits
 from simulator.cost import CostModel
-from simulator.engine import EngineConfig
+from simulator.engine import EngineConfig, SpeculativeConfig
 from simulator.errors import UserError
 from simulator.itl import request_itl_s
 from simulator.models import MODELS, find
 from simulator.request import RequestTable
 from simulator.simulate import Result, Scenario, simulate
+from simulator.speculation import Acceptance
 from simulator.workload import OpenLoop, Workload, read_meta, read_trace
 from simulator.workload.base import NS_PER_S
+from validation.speculative import read_speculative
 
 Float64 = NDArray[np.float64]
 
@@ -90,14 +92,24 @@ class Recording:
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"{folder / 'meta.json'}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        for option, used in (("prefix_caching", meta.prefix_caching), ("speculative", meta.speculative is not None)):
-            if used:
-                raise UserError(f"{folder / 'meta.json'}: the engine ran with {option}, which the simulator does not model yet")
+        if meta.prefix_caching:
+            raise UserError(f"{folder / 'meta.json'}: the engine ran with prefix_caching, which the simulator does not model yet")
         if meta.num_gpus % meta.tensor_parallel_size:
             raise UserError(
                 f"{folder / 'meta.json'}: num_gpus {meta.num_gpus} is not a multiple of tensor_parallel_size {meta.tensor_parallel_size}"
             )
-        return cls(folder, meta, requests)
+        recording = cls(folder, meta, requests)
+        recording.drafts()
+        return recording
+
+    def drafts(self) -> tuple[SpeculativeConfig, Acceptance] | tuple[None, None]:
+        """How the engine speculated, and how many drafts it accepted.
+
+        Raises:
+            UserError: that is not told.
+        """
+        speculative = self.meta.speculative
+        return (None, None) if speculative is None else read_speculative(speculative, str(self.folder / "meta.json"))
 
     def is_source_of(self, artifact: Artifact) -> bool:
         """Whether the cost model was fitted to this very trace, so that a replay is in-sample."""
@@ -146,8 +158,14 @@ def replay(recording: Recording, *, cost_model: Path | None, router: str, seed: 
         UserError: there is no such cost model, or a request does not fit into the engine.
     """
     meta = recording.meta
+    speculative, acceptance = recording.drafts()
     path = cost_model or find(
-        meta.gpu, meta.model, weights=meta.weights, kv_cache_dtype=meta.kv_cache_dtype, tensor_parallel_size=meta.tensor_parallel_size
+        meta.gpu,
+        meta.model,
+        weights=meta.weights,
+        kv_cache_dtype=meta.kv_cache_dtype,
+        tensor_parallel_size=meta.tensor_parallel_size,
+        speculation=None if speculative is None else speculative.name,
     )
     cost = CostModel.load(path, meta.logits)
     scenario = Scenario(
@@ -157,6 +175,7 @@ def replay(recording: Recording, *, cost_model: Path | None, router: str, seed: 
         num_replicas=meta.num_gpus // meta.tensor_parallel_size,
         router=router,
         seed=seed,
+        acceptance=acceptance,
     )
     return Replay(recording, path, simulate(scenario))
 
@@ -174,6 +193,7 @@ def _engine(recording: Recording, artifact: Artifact) -> EngineConfig:
             enable_chunked_prefill=engine.enable_chunked_prefill,
             scheduling_policy=meta.scheduling_policy,
             async_scheduling=engine.async_scheduling,
+            speculative=recording.drafts()[0],
         )
     except ValidationError as error:
         raise UserError(f"{recording.folder / 'meta.json'}: engine: {error.errors()[0]['msg']}") from None

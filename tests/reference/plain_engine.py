@@ -13,6 +13,7 @@ from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.features import StepFeatures
 from simulator.request import RequestTable
+from simulator.speculation import Drafting
 
 
 @dataclass(eq=False)
@@ -30,6 +31,8 @@ class Request:
     num_output_tokens: int = 0
     num_computed_tokens: int = 0
     num_output_placeholders: int = 0
+    num_spec_tokens: int = 0
+    """Drafts that wait to be verified (`spec_token_ids`)."""
     is_prefill_chunk: bool = True
     blocks: list[int] = field(default_factory=list)
     preemptions: int = 0
@@ -37,6 +40,8 @@ class Request:
     finish_ns: int = -1
     token_ns: list[int] = field(default_factory=list)
     """When the result with each token was handled."""
+    chunk_ns: list[int] = field(default_factory=list)
+    """The same, once for all tokens of one result."""
 
     @property
     def num_tokens(self) -> int:
@@ -53,6 +58,10 @@ class Row:
     """Position after the last of the tokens."""
     prefill: bool
     emits: bool = False
+    drafts: int = 0
+    """Of the tokens, scheduled drafts."""
+    padding: bool = False
+    """The drafts are none: they make up the length of a decode."""
 
 
 @dataclass
@@ -76,8 +85,11 @@ class PlainEngine:
     happened; `counts` how often each of the rarer rules applied.
     """
 
-    def __init__(self, table: RequestTable, engine: EngineConfig, cost: CostModel) -> None:
+    def __init__(self, table: RequestTable, engine: EngineConfig, cost: CostModel, drafting: Drafting | None = None) -> None:
         self.engine, self.cost = engine, cost
+        self.num_spec_tokens = engine.speculative.num_speculative_tokens if engine.speculative else 0
+        self.num_lookahead_tokens = 0 if engine.speculative is None or engine.speculative.method == "ngram" else self.num_spec_tokens
+        self.drafts = [] if drafting is None else [drafting.of(row) for row in range(len(table))]
         columns = (table.prompt_tokens, table.output_tokens, table.max_tokens, table.priority, table.arrival_ns)
         self.requests = [Request(row, *values) for row, values in enumerate(zip(*(c.tolist() for c in columns), strict=True))]
         self.free_blocks = list(range(1, engine.num_gpu_blocks))
@@ -134,7 +146,7 @@ class PlainEngine:
         prefills = [row for row in step.rows if row.prefill]
         contexts = [row.end for row in step.rows if not row.prefill]
         tokens = sum(row.tokens for row in step.rows)
-        padded, mode = self.engine.graphs.pad(tokens, tokens == len(step.rows))
+        padded, mode = self.engine.graphs.pad(tokens, {row.tokens for row in step.rows} == {1 + self.num_spec_tokens})
         return StepFeatures(
             prefill_seqs=len(prefills),
             prefill_tokens=sum(row.tokens for row in prefills),
@@ -143,6 +155,7 @@ class PlainEngine:
             decode_seqs=len(contexts),
             decode_context_tokens=sum(contexts),
             decode_context_max_tokens=max(contexts, default=0),
+            verify_tokens=sum(row.drafts for row in step.rows if not row.prefill),
             padded_tokens=padded,
             graph_mode=mode,
         )
@@ -182,7 +195,7 @@ class PlainEngine:
     def _tokens_to_compute(self, request: Request, budget: int) -> int:
         if self._sure_to_finish(request):
             return 0
-        tokens = request.num_tokens + request.num_output_placeholders - request.num_computed_tokens
+        tokens = request.num_tokens + request.num_spec_tokens + request.num_output_placeholders - request.num_computed_tokens
         if 0 < self.threshold < tokens:
             tokens = self.threshold
         return min(tokens, budget, self.engine.max_model_len - request.num_computed_tokens - 1)
@@ -190,6 +203,8 @@ class PlainEngine:
     def schedule_running(self, step: Step) -> int:
         """Returns the budget left."""
         budget = self.engine.max_num_batched_tokens
+        if self.engine.speculative and self.engine.speculative.method == "draft_model":
+            budget -= self.engine.max_num_seqs
         index = 0
         while index < len(self.running) and budget > 0:
             request = self.running[index]
@@ -206,7 +221,10 @@ class PlainEngine:
                     self.counts["self-preemptions"] += 1
                     return budget
             end = request.num_computed_tokens + tokens
-            step.rows.append(Row(request, tokens, end, request.is_prefill_chunk))
+            drafts = max(end - request.num_tokens - request.num_output_placeholders, 0) if request.num_spec_tokens else 0
+            self.counts["drafts cut"] += drafts < request.num_spec_tokens
+            request.num_spec_tokens = 0
+            step.rows.append(Row(request, tokens, end, request.is_prefill_chunk, drafts=drafts))
             budget -= tokens
             index += 1
         return budget
@@ -233,6 +251,7 @@ class PlainEngine:
         victim.status = "preempted"
         victim.num_computed_tokens = 0
         victim.is_prefill_chunk = True
+        victim.num_spec_tokens = 0
         victim.preemptions += 1
         self.waiting.insert(0, victim)
         self._sort_by_priority()
@@ -240,16 +259,15 @@ class PlainEngine:
 
     def schedule_waiting(self, step: Step, budget: int) -> None:
         engine = self.engine
+        only_decodes = bool(step.rows) and not any(row.prefill for row in step.rows)
         while self.waiting and budget > 0 and len(self.running) < engine.max_num_seqs:
             request = self.waiting[0]
-            tokens = request.num_tokens
-            if 0 < self.threshold < tokens:
-                tokens = self.threshold
-            if not engine.enable_chunked_prefill and tokens > budget:
+            pad = self.num_spec_tokens > 0 and only_decodes and request.num_tokens == 1
+            tokens = self._first_chunk(request, budget, pad)
+            if tokens == 0:
                 break
-            tokens = min(tokens, budget)
             headroom = int(engine.watermark * engine.num_gpu_blocks) if self.running else 0
-            if engine.scheduler_reserve_full_isl and self._missing_blocks(request, request.num_tokens) + headroom > len(self.free_blocks):
+            if engine.scheduler_reserve_full_isl and self._blocks(request, request.num_tokens) + headroom > len(self.free_blocks):
                 if self._missing_blocks(request, tokens) + headroom <= len(self.free_blocks):
                     self.counts["held back by the full-sequence gate"] += 1
                 break
@@ -262,9 +280,23 @@ class PlainEngine:
             request.status = "running"
             if request.scheduled_ns < 0:
                 request.scheduled_ns = self.now_ns
-            step.rows.append(Row(request, tokens, tokens, prefill=True))
+            step.rows.append(Row(request, tokens, tokens, prefill=True, drafts=self.num_spec_tokens * pad, padding=pad))
             step.admitted.append(request.row)
             budget -= tokens
+
+    def _first_chunk(self, request: Request, budget: int, pad: bool) -> int:
+        """Tokens of a waiting request in this step; 0 if it has to wait for a step with more room."""
+        tokens = request.num_tokens
+        if pad:
+            tokens = 1 + self.num_spec_tokens
+            if tokens > budget or tokens > self.engine.max_model_len:
+                return 0
+            self.counts["padded with drafts"] += 1
+        if 0 < self.threshold < tokens:
+            tokens = self.threshold
+        if not self.engine.enable_chunked_prefill and tokens > budget:
+            return 0
+        return min(tokens, budget)
 
     def update_after_schedule(self, row: Row) -> None:
         request = row.request
@@ -274,7 +306,8 @@ class PlainEngine:
         if request.is_prefill_chunk:
             self.counts["partial chunks"] += 1
         elif self.engine.async_scheduling:
-            request.num_output_placeholders += 1
+            request.num_output_placeholders += 1 + row.drafts
+            request.num_spec_tokens = self.num_spec_tokens
 
     def update_from_output(self, step: Step) -> None:
         for row in step.rows:
@@ -282,7 +315,27 @@ class PlainEngine:
             if request.status == "finished":
                 self.counts["wasted rows"] += 1
             elif row.emits:
+                self.verify(row)
+
+    def verify(self, row: Row) -> None:
+        """Drafts are rejected or not; then the step's tokens are taken in, one by one, until one ends the output."""
+        request = row.request
+        accepted = 0
+        if row.drafts and not row.padding:
+            accepted = min(self.drafts[request.row].accepted(request.num_output_tokens), row.drafts)
+            self.counts["drafts accepted"] += accepted
+            self.counts["drafts rejected"] += row.drafts - accepted
+        if request.num_computed_tokens > 0:
+            request.num_computed_tokens -= row.drafts - accepted
+        if self.engine.async_scheduling:
+            request.num_output_placeholders -= row.drafts - accepted
+        request.chunk_ns.append(self.now_ns)
+        for token in range(1 + accepted):
+            if request.status != "finished":
                 self.emit(request)
+                self.counts["outputs ended amid accepted drafts"] += request.status == "finished" and token < accepted
+        if request.status != "finished" and self.drafts and not self.engine.async_scheduling:
+            request.num_spec_tokens = self.num_spec_tokens * self.drafts[request.row].proposed(request.num_output_tokens)
 
     def emit(self, request: Request) -> None:
         request.num_output_tokens += 1
@@ -304,8 +357,11 @@ class PlainEngine:
     # -- KV cache manager -------------------------------------------------------------------------------------------
 
     def _missing_blocks(self, request: Request, tokens: int) -> int:
+        return self._blocks(request, tokens + self.num_lookahead_tokens)
+
+    def _blocks(self, request: Request, tokens: int) -> int:
         slots = min(request.num_computed_tokens + tokens, self.engine.max_model_len)
-        return -(-slots // self.engine.block_size) - len(request.blocks)
+        return max(-(-slots // self.engine.block_size) - len(request.blocks), 0)
 
     def allocate(self, request: Request, tokens: int, headroom: int = 0) -> bool:
         missing = self._missing_blocks(request, tokens)

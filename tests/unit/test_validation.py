@@ -134,6 +134,36 @@ def test_two_gpus_of_one_trace_are_two_replicas(trace: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("speculative", "tokens_per_step"),
+    [
+        ({"method": "eagle3", "num_speculative_tokens": 3, "synthetic_acceptance_length": 2.5, "draft": None}, 2.5),
+        ({"method": "draft_model", "num_speculative_tokens": 2, "synthetic_acceptance_rates": [0.5, 0.25]}, 1.75),
+        (
+            {
+                "method": "ngram",
+                "num_speculative_tokens": 2,
+                "synthetic_acceptance_length": 3,
+                "acceptance_rates": [0.6, 0.4],
+                "proposed": 0.5,
+            },
+            1.5,
+        ),
+    ],
+)
+def test_a_speculative_trace_is_replayed_with_its_drafts(
+    trace: Path, tmp_path: Path, speculative: dict[str, Any], tokens_per_step: float
+) -> None:
+    artifact = json.loads(find("h100-sxm", "r1-distill-qwen-7b").read_text())
+    (tmp_path / "own.json").write_text(json.dumps(artifact | {"speculation": "as above"}))
+    edit_meta(trace, speculative=speculative, engine=json.loads((trace / "meta.json").read_text())["engine"] | {"async_scheduling": False})
+    result = run(trace, cost_model=tmp_path / "own.json").result
+    _, _, first_step, last_step = result.logs[0].segments.T
+    steps = int((last_step - first_step + 1).sum()) - len(result.requests)
+    assert (result.emitted_tokens.sum() - len(result.requests)) / steps == pytest.approx(tokens_per_step, rel=0.02)
+    assert (result.emitted_tokens == result.requests.output_tokens).all()
+
+
+@pytest.mark.parametrize(
     "change", [{"prefix_caching": True}, {"speculative": {"method": "ngram"}}, {"num_gpus": 3, "tensor_parallel_size": 2}]
 )
 def test_what_is_not_modelled_is_refused(trace: Path, change: dict[str, Any]) -> None:

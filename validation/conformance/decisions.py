@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
+from simulator.chunklog import ChunkLog
 from simulator.scheduler import Scheduler
 from simulator.sequence import NEVER, Sequence
 from simulator.steplog import StepLog
 from simulator.stepplan import StepPlan
+from simulator.verify import VerifyScheduler
+from simulator.verifyplan import VerifyPlan
 from validation.conformance.cases import Case
 
 
@@ -35,7 +38,7 @@ class Decision(NamedTuple):
 def simulated(case: Case) -> list[Decision]:
     """The decisions of `simulator.scheduler`, in order."""
     engine = case.engine
-    scheduler = Scheduler(engine, StepLog())
+    scheduler = Scheduler(engine, StepLog()) if case.drafting is None else VerifyScheduler(engine, ChunkLog(), case.drafting)
     arrivals = deque(sequences(case))
     decisions: list[Decision] = []
     finished: list[int] = []
@@ -47,7 +50,7 @@ def simulated(case: Case) -> list[Decision]:
         while len(scheduler.in_flight) < engine.depth and scheduler.has_requests:
             plan = scheduler.schedule()
             scheduler.check_blocks()
-            computed = {s.row: _computed_tokens(s, plan.step) for s in scheduler.running}
+            computed = {s.row: _computed_tokens(s, plan.step, case.drafting is not None) for s in scheduler.running}
             decisions.append(_decision(scheduler, plan, tuple(sorted(finished)), before, computed))
             before = computed
             finished.clear()
@@ -77,6 +80,8 @@ def _decision(
     admitted = tuple(s.row for s in plan.admitted)
     # The simulator doesn't write down who decodes; it shows in how far each has come.
     tokens = ((row, n - (0 if row in admitted else before[row])) for row, n in computed.items())
+    if isinstance(plan, VerifyPlan):
+        tokens = ((row.sequence.row, row.tokens) for row in plan.rows.values())
     size = scheduler.engine.block_size
     return Decision(
         finished=finished,
@@ -91,10 +96,12 @@ def _decision(
     )
 
 
-def _computed_tokens(sequence: Sequence, step: int) -> int:
+def _computed_tokens(sequence: Sequence, step: int, speculates: bool) -> int:
     """Positions computed once `step` is done, of a running sequence."""
     if sequence.decoding:
         return sequence.intercept + step
+    if speculates:
+        return sequence.num_computed_tokens
     if sequence.finish_step == NEVER:
         return sequence.num_computed_tokens
     # Its last token is on its way, and is never computed.
