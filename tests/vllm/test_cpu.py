@@ -145,12 +145,12 @@ def test_one_engine_start_records_several_traces(tmp_path: Path) -> None:
         "opt=prefix_caching",
         "opt.weights=float32",
         "num_gpu_blocks_override=24",
-        "shared_prefixes={num_prefixes: 2, prefix_tokens: 300}",
-        "workloads=[{name: light, rate: 1, duration_s: 5}, {name: over, rate: 8, cv: 2, duration_s: 5},"
+        "shared_prefixes={num_prefixes: 1, prefix_tokens: 300}",
+        "workloads=[{name: light, rate: 2, duration_s: 5}, {name: over, rate: 8, cv: 2, duration_s: 5},"
         " {name: again, workload: {kind: replay, path: LIGHT}}]".replace("LIGHT", str(tmp_path / "light")),
     )
     # What is served again has to be there before the engine starts.
-    first = command(*traffic[:-1], "workload.arrivals.rate=1", "duration_s=5", f"out={tmp_path / 'light'}", module="profiler.record")
+    first = command(*traffic[:-1], "workload.arrivals.rate=2", "duration_s=5", f"out={tmp_path / 'light'}", module="profiler.record")
     for arguments in (first, command(*traffic, f"out={tmp_path / 'several'}", module="profiler.record")):
         done = subprocess.run(arguments, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
