@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,7 +116,17 @@ async def request(replica: Replica, name: str, prompt: list[int], output_tokens:
     return seen
 
 
-async def warm_up(replica: Replica) -> None:
+async def warm_up(replica: Replica, max_num_seqs: int) -> None:
     """Kernels are compiled at the first batch of their shape: batches of every size that doubles, before anything is recorded."""
-    for size in (1, 2, 4, 8, 16, 32, 64, 128):
-        await asyncio.gather(*(request(replica, f"warm-{size}-{i}", [1 + i] * (17 + i), 4) for i in range(size)))
+    for size in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
+        if size <= max_num_seqs:
+            await asyncio.gather(*(request(replica, f"warm-{size}-{i}", [1 + i] * (17 + i), 4) for i in range(size)))
+
+
+def quiet_garbage_collector() -> None:
+    """What is there by now is never looked at again: a full collection of torch's and vLLM's objects stops the client for 0.4 s.
+
+    vLLM's own server and engine core do the same (0.26 `utils/gc_utils.py` `freeze_gc_heap`).
+    """
+    gc.collect()
+    gc.freeze()

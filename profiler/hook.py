@@ -6,7 +6,7 @@ It has to be `AsyncScheduler` that is subclassed: with a subclass of plain `Sche
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter
@@ -95,6 +95,8 @@ class _Recorder:
         begin_s = perf_counter()
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]  # vLLM's scheduler stands behind this mixin
         end_s = perf_counter()
+        if self._files:
+            self._files.preemptions.update(output.preempted_req_ids or ())
         if output.total_num_scheduled_tokens:
             state = {
                 "kv_usage": self.kv_cache_manager.usage,
@@ -125,8 +127,9 @@ class _Files:
 
     def __init__(self, folder: Path) -> None:
         self.added_s: dict[str, float] = {}
+        self.preemptions: Counter[str] = Counter()
         self.steps = self._open(folder / "steps.csv", STEP_COLUMNS)
-        self.requests = self._open(folder / "engine_requests.csv", ("request_id", "added_s", "finished_s"))
+        self.requests = self._open(folder / "engine_requests.csv", ("request_id", "added_s", "finished_s", "preemptions"))
 
     @staticmethod
     def _open(path: Path, columns: Iterable[str]) -> TextIO:
@@ -138,7 +141,7 @@ class _Files:
         row = step.row()
         self.steps.write(",".join(repr(row[column]) for column in STEP_COLUMNS) + "\n")
         for name in finished:
-            self.requests.write(f"{name},{self.added_s.pop(name)!r},{step.updated_s!r}\n")
+            self.requests.write(f"{name},{self.added_s.pop(name)!r},{step.updated_s!r},{self.preemptions.pop(name, 0)}\n")
 
 
 class RecordingScheduler(_Recorder, Scheduler):  # type: ignore[misc]  # vLLM ships no types

@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from time import perf_counter
 
-from profiler.client import serve, warm_up
+from profiler.client import quiet_garbage_collector, serve, warm_up
 from profiler.errors import EngineError
 from profiler.options import Recording, load
 from profiler.recorded import meta, tables, write
@@ -49,7 +49,8 @@ async def record(options: Recording, traffics: list[Traffic], raw: Path) -> None
         with failures("vLLM died while serving"):
             for replica in replicas:
                 await replica.install()
-                await warm_up(replica)
+                await warm_up(replica, (await replica.facts())["max_num_seqs"])
+            quiet_garbage_collector()
             engine_start_s = perf_counter() - begin_s
             for each in traffics:
                 await _trace(options, each, replicas, engine_start_s)

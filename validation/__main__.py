@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from simulator.config import CONF, compose_file
 from simulator.errors import UserError
-from validation.compare import as_json, as_text, compare
+from validation.compare import compare
 from validation.replay import Recording, Replay, replay, write_prediction
+from validation.table import as_json, as_text
 
 TRACES = Path(__file__).resolve().parent / "traces"
 

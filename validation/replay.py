@@ -22,6 +22,7 @@ from simulator.request import RequestTable
 from simulator.simulate import Result, Scenario, simulate
 from simulator.workload import OpenLoop, Workload, read_meta, read_trace
 from simulator.workload.base import NS_PER_S
+from validation.intervals import STATISTICS, statistics
 
 Float64 = NDArray[np.float64]
 
@@ -212,15 +213,12 @@ def _summary(prediction: Replay, columns: dict[str, NDArray[Any]]) -> dict[str, 
     }
 
 
-STATISTICS = ("mean", "p50", "p90", "p99")
-
-
 def quantiles(values: Float64) -> dict[str, float] | None:
     """Mean and percentiles of the values that are there; None if none is."""
     values = values[np.isfinite(values)]
     if not len(values):
         return None
-    return dict(zip(STATISTICS, map(float, (values.mean(), *np.quantile(values, (0.5, 0.9, 0.99)))), strict=True))
+    return dict(zip(STATISTICS, map(float, statistics(values)), strict=True))
 
 
 def tpot(ttft_s: Float64, e2e_s: Float64, output_tokens: NDArray[np.int64]) -> Float64:

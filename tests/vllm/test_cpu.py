@@ -160,6 +160,7 @@ def test_one_engine_start_records_several_traces(tmp_path: Path) -> None:
     steps = {folder: pd.read_csv(folder / "steps.csv.gz") for folder in (light, over, again)}
     for folder in (light, over, again):
         assert requests[folder]["output_tokens"].sum() == steps[folder]["emitted_tokens"].sum()
+        assert requests[folder]["preemptions"].sum() == steps[folder]["preempted"].sum()
         assert (requests[folder]["prefix_tokens"] == 300).all() or folder == again
         assert json.loads((folder / "meta.json").read_text())["num_gpu_blocks_override"] == 24
     assert steps[over]["preempted"].sum() > 0
