@@ -62,6 +62,9 @@ class Meta(BaseModel):
     engine: EngineMeta
     num_gpu_blocks_override: int | None = None
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    router: str | None = None
+    overheads: dict[str, float] | None = None
+    """Medians of the ways in and out, `ingress_s` and `egress_s`, as the recorder saw them."""
 
 
 @dataclass(frozen=True, eq=False)
