@@ -12,20 +12,23 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from simulator.config import CONF, compose_file
 from simulator.errors import UserError
 from validation.compare import compare
+from validation.judged import Judged, overview
+from validation.page import write_page
+from validation.repeat import repeatability
 from validation.replay import Recording, Replay, replay, write_prediction
-from validation.table import as_json, as_text
+from validation.split import split
 
 TRACES = Path(__file__).resolve().parent / "traces"
 
 USAGE = """\
-usage: python -m validation [key=value …]                        replays measured traces and prints the errors
+usage: python -m validation [key=value …]                        replays measured traces, prints the errors, writes a report
        python -m validation predict trace=PATH out=DIR [key=value …]   predicts a trace without reading its latencies
 
   trace=PATH         a folder in the measured-trace format, or [A,B]; default: all of validation/traces
   format=text|json   json: one object on stdout for one trace, a list for several
   cost_model=PATH    instead of the shipped one of the trace's GPU, model, weights, KV dtype and TP
-  router=NAME        in front of a trace of several replicas (default: round_robin); seed=N for router=random
-  out=DIR            predict: where requests.parquet and summary.json go
+  router=NAME        in front of a trace of several replicas (default: the trace's own, else round_robin); seed=N for router=random
+  out=DIR            where predictions (requests.parquet and summary.json) and report.html go (default: results/validation)
 
 Errors are signed and relative: simulated / measured − 1. The defaults are in conf/validation.yaml."""
 
@@ -37,10 +40,15 @@ class Settings(BaseModel):
 
     trace: Path | list[Path] | None
     cost_model: Path | None
-    router: str
+    router: str | None
     seed: int
     format: Literal["text", "json"]
     out: Path | None
+
+    @property
+    def folder(self) -> Path:
+        """Where predictions and the report go."""
+        return self.out or Path("results") / "validation"
 
     @property
     def traces(self) -> list[Path]:
@@ -97,15 +105,32 @@ def _predict(settings: Settings) -> None:
 
 
 def _compare(settings: Settings) -> None:
-    if settings.out is not None:
-        raise UserError("out is where predictions go: python -m validation predict trace=PATH out=DIR")
-    comparisons = (compare(_replay(settings, folder)) for folder in settings.traces)
-    if settings.format == "text":
-        for number, comparison in enumerate(comparisons):
-            print("\n" * (number > 0) + as_text(comparison))
+    judged, refused = _judge(settings)
+    if settings.format == "json":
+        objects: list[dict[str, Any]] = [each.json() for each in judged]
+        print(json.dumps(objects[0] if len(settings.traces) == 1 else objects, indent=1, ensure_ascii=False))
         return
-    objects: list[dict[str, Any]] = [as_json(comparison) for comparison in comparisons]
-    print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=1, ensure_ascii=False))
+    print(judged[0].text() if len(settings.traces) == 1 else overview(judged, refused))
+    print(f"\nreport: {write_page(judged, refused, settings.folder)}")
+
+
+def _judge(settings: Settings) -> tuple[list[Judged], list[str]]:
+    """Every prediction is written before any measured latency is read. Of several traces those that cannot be replayed are named."""
+    replays, refused = [], []
+    for folder in settings.traces:
+        try:
+            replays.append(_replay(settings, folder))
+        except UserError as error:
+            if len(settings.traces) == 1:
+                raise
+            refused.append(f"{folder.name}: {error}")
+    if not replays:
+        raise UserError(f"no trace could be replayed; the first: {refused[0]}" if refused else "there are no traces in validation/traces")
+    for each in replays:
+        write_prediction(each, settings.folder / each.recording.meta.name)
+    comparisons = [compare(each) for each in replays]
+    again = repeatability(comparisons)
+    return [Judged(each, split(each), distance) for each, distance in zip(comparisons, again, strict=True)], refused
 
 
 if __name__ == "__main__":

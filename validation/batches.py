@@ -83,12 +83,10 @@ def _features(rows: pd.DataFrame, longest: Int64, engine: EngineConfig) -> list[
     tokens, seqs = rows["prefill_tokens"].to_numpy(np.int64), rows["prefill_seqs"].to_numpy(np.int64)
     decode = rows["decode_seqs"].to_numpy(np.int64)
     verify = rows["verify_tokens"].to_numpy(np.int64) if "verify_tokens" in rows else np.zeros_like(decode)
-    padded = [engine.graphs.pad(int(n), bool(uniform)) for n, uniform in zip(tokens + decode + verify, seqs == 0, strict=True)]
+    launched = [engine.graphs.pad(int(n), bool(uniform)) for n, uniform in zip(tokens + decode + verify, seqs == 0, strict=True)]
+    pads, modes = zip(*launched, strict=True)
     columns = (seqs, tokens, rows["prefill_context_tokens"], _attention(rows), decode, rows["decode_context_tokens"], longest, verify)
-    return [
-        StepFeatures(*map(int, row), padded_tokens=pad, graph_mode=mode)
-        for row, (pad, mode) in zip(zip(*columns, strict=True), padded, strict=True)
-    ]
+    return [StepFeatures(*row) for row in zip(*(np.asarray(column).tolist() for column in (*columns, pads)), modes, strict=True)]
 
 
 def _attention(rows: pd.DataFrame) -> Int64:
@@ -98,13 +96,15 @@ def _attention(rows: pd.DataFrame) -> Int64:
     products = rows["prefill_attention_tokens"].to_numpy(np.float64) if "prefill_attention_tokens" in rows else chunk * ends
     # Prompts that are computed whole: half of their squares, however unequal they are.
     pairs = np.where(ends == tokens, (products + tokens) / 2, products - seqs * chunk * (chunk - 1) / 2)
-    return np.rint(pairs).astype(np.int64)
+    whole: Int64 = np.rint(pairs).astype(np.int64)
+    return whole
 
 
 def _longest_contexts(steps: pd.DataFrame, requests: RequestTable, latencies: dict[str, Float64]) -> Int64:
     """int64[k]: as recorded, or from the requests: between its first token and its last a context grows evenly."""
     if "decode_context_max_tokens" in steps:
-        return steps["decode_context_max_tokens"].to_numpy(np.int64)
+        recorded: Int64 = steps["decode_context_max_tokens"].to_numpy(np.int64)
+        return recorded
     update_s, longest = steps["update_s"].to_numpy(np.float64), np.zeros(len(steps))
     first_s = requests.arrival_ns / NS_PER_S + latencies["ttft_s"]
     last_s = requests.arrival_ns / NS_PER_S + latencies["e2e_s"]
@@ -120,7 +120,7 @@ def _predicted_ends_s(
 ) -> Float64:
     """float64[k]: when each result would be handled, by the engine's two clocks; after an idle time they start where it ended."""
     handled_ns = np.zeros(len(features), np.int64)
-    clock, start = EngineClock(0), 0
+    clock, start, now_ns = EngineClock(0), 0, 0
     for step, its in enumerate(features):
         if first[step]:
             clock, start = EngineClock(cost.artifact.overheads.schedule_ns), step

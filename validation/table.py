@@ -48,10 +48,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 def as_text(comparison: Comparison) -> str:
     """The same as a table."""
     replay = comparison.replay
-    sample = "in-sample: the cost model was fitted to this very trace" if replay.in_sample else "the cost model never saw this trace"
     lines = [
         f"{replay.recording.meta.name}: {len(replay.result.requests):,} requests",
-        f"cost model {shown(replay.cost_model)} ({sample})",
+        f"cost model {shown(replay.cost_model)} ({replay.sample})",
         "",
         f"{'simulated / measured − 1':<28}"
         + "".join(f"{name:>9}" for name in STATISTICS)
