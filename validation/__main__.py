@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from simulator.config import CONF, compose_file
+from simulator.config import CONF, Config, compose_file
 from simulator.errors import UserError
+from simulator.workload import one_line
 from validation.compare import compare
 from validation.judged import Judged, overview
 from validation.page import write_page
@@ -23,6 +24,8 @@ TRACES = Path(__file__).resolve().parent / "traces"
 USAGE = """\
 usage: python -m validation [key=value …]                        replays measured traces, prints the errors, writes a report
        python -m validation predict trace=PATH out=DIR [key=value …]   predicts a trace without reading its latencies
+       python -m validation decision [key=value …]              predicts the highest rate within the SLOs, says what to record
+       python -m validation decision judge out=DIR              holds the recorded runs against it (conf/decision.yaml)
 
   trace=PATH         a folder in the measured-trace format, or [A,B]; default: all of validation/traces
   format=text|json   json: one object on stdout for one trace, a list for several
@@ -81,6 +84,9 @@ def main(arguments: list[str]) -> int:
         return 0
     predicting = arguments[:1] == ["predict"]
     try:
+        if arguments[:1] == ["decision"]:
+            print(_decide(arguments[1:]))
+            return 0
         settings = Settings.load(arguments[1:] if predicting else arguments)
         if predicting:
             _predict(settings)
@@ -90,6 +96,22 @@ def main(arguments: list[str]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _decide(arguments: list[str]) -> str:
+    from validation.decision import Options, judge, predict
+
+    judging = arguments[:1] == ["judge"]
+    composed = compose_file(CONF / "decision.yaml", arguments[1:] if judging else arguments)
+    out, options = Path(composed["out"]), composed.pop("decision")
+    if judging:
+        return judge(out)
+    composed |= {"command": "plan", "name": "decision"}
+    try:
+        return predict(Config.model_validate(composed), Options.model_validate(options), out)
+    except ValidationError as error:
+        wrong = options if error.title == Options.__name__ else composed
+        raise UserError(one_line(error, wrong, "decision" if wrong is options else "conf/decision.yaml")) from None
 
 
 def _replay(settings: Settings, folder: Path) -> Replay:
