@@ -145,6 +145,8 @@ class Recording(Profile):
     """Engines, each on `tensor_parallel_size` GPUs of its own."""
     router: str
     """In front of several replicas: the simulator's."""
+    client: Literal["engine", "http"]
+    """`http`: through vLLM's OpenAI server."""
 
     @property
     def folder(self) -> Path:

@@ -11,7 +11,8 @@ An engine takes a minute to start; it serves several traces one after the other,
 
 A trace of them may differ in rate, cv, duration_s, seed and workload (a name of conf/workload, `{kind: replay, path: FOLDER}` to serve
 what another trace served, or changes such as `{lengths: {max_tokens: 16000}}`). `shared_prefixes={num_prefixes: 8, prefix_tokens: 1024}`
-with `opt=prefix_caching` shares heads of prompts; `num_replicas=2` starts two engines on GPUs of their own behind `router=`.
+with `opt=prefix_caching` shares heads of prompts; `num_replicas=2` starts two engines on GPUs of their own behind `router=`;
+`client=http` goes through vLLM's OpenAI server, to see what that adds.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from profiler.client import quiet_garbage_collector, serve, warm_up
 from profiler.errors import EngineError
 from profiler.options import Recording, load
 from profiler.recorded import meta, tables, write
-from profiler.replicas import EngineReplica, gpus_of_replicas
+from profiler.replicas import EngineReplica, Replica, gpus_of_replicas
+from profiler.server import ServerReplica, require_server
 from profiler.start import check_device, failures, prepare_environment, require_vllm
 from profiler.traffic import Traffic, traffic
 from simulator.errors import UserError
@@ -41,11 +43,12 @@ async def record(options: Recording, traffics: list[Traffic], raw: Path) -> None
         EngineError: vLLM failed; traces that ended before are kept.
     """
     begin_s = perf_counter()
-    replicas: list[EngineReplica] = []
+    replicas: list[Replica] = []
+    kind = ServerReplica if options.client == "http" else EngineReplica
     try:
         for index, gpus in enumerate(gpus_of_replicas(options)):
             (raw / str(index)).mkdir()
-            replicas.append(EngineReplica(options, raw / str(index), gpus))
+            replicas.append(kind(options, raw / str(index), gpus))
         with failures("vLLM died while serving"):
             for replica in replicas:
                 await replica.install()
@@ -59,7 +62,7 @@ async def record(options: Recording, traffics: list[Traffic], raw: Path) -> None
             await replica.close()
 
 
-async def _trace(options: Recording, each: Traffic, replicas: list[EngineReplica], engine_start_s: float) -> None:
+async def _trace(options: Recording, each: Traffic, replicas: list[Replica], engine_start_s: float) -> None:
     for replica in replicas:
         await replica.forget_prefixes()
     served = await serve(each, replicas, make_router(options.router, each.seed))
@@ -85,6 +88,8 @@ def main(arguments: list[str]) -> int:
         make_router(options.router, options.seed)
         traffics = traffic(options)
         require_vllm(options.gpu.name)
+        if options.client == "http":
+            require_server()
         prepare_environment(options, in_process=False)
         check_device(options, num_replicas=options.num_replicas)
         with tempfile.TemporaryDirectory() as raw:

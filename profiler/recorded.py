@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from profiler.client import Served
@@ -19,7 +20,8 @@ async def tables(served: Served, replicas: Sequence[Replica]) -> tuple[pd.DataFr
     """(requests, steps, overheads) of one trace; steps are those that the schedulers wrote between its start and its end."""
     inside = _inside(served, replicas)
     requests = pd.DataFrame(served.rows())
-    requests["preemptions"] = inside["preemptions"].reindex(requests["request_id"]).to_numpy()
+    names = [replicas[seen.replica].engine_name(seen.name) for seen in served.seen]
+    requests["preemptions"] = inside["preemptions"].reindex(names).to_numpy()
     frames = []
     for index, replica in enumerate(replicas):
         steps, launches = pd.read_csv(replica.raw / "steps.csv"), pd.DataFrame(await replica.launches())
@@ -32,25 +34,25 @@ async def tables(served: Served, replicas: Sequence[Replica]) -> tuple[pd.DataFr
     steps[["schedule_s", "update_s"]] -= served.start_s
     if len(replicas) == 1:
         requests, steps = requests.drop(columns="replica"), steps.drop(columns="replica")
-    return requests, steps, _overheads(served, inside)
+    return requests, steps, _overheads(served, inside.reindex(names))
 
 
 def _inside(served: Served, replicas: Sequence[Replica]) -> pd.DataFrame:
-    """What the engines wrote of each request, by the client's name for it."""
+    """What the engines wrote of each request, by the name under which it was sent to them."""
     inside = pd.concat([pd.read_csv(replica.raw / "engine_requests.csv", dtype={"request_id": str}) for replica in replicas])
     # Names come again with every trace of one engine.
     inside = inside[(inside["added_s"] >= served.start_s) & (inside["finished_s"] <= served.end_s)]
-    # vLLM appends a random part to the client's name (`v1/engine/input_processor.py` `assign_request_id`).
+    # vLLM appends a random part to the name (`v1/engine/input_processor.py` `assign_request_id`).
     return inside.assign(name=inside["request_id"].str.rpartition("-")[0]).set_index("name")
 
 
 def _overheads(served: Served, inside: pd.DataFrame) -> dict[str, float]:
     """Medians over requests of the way in, from the client to the scheduler, and of the way out of the last token."""
-    sent = pd.Series({seen.name: seen.sent_s for seen in served.seen})
-    ended = pd.Series({seen.name: seen.output_s[-1] for seen in served.seen})
+    sent = np.array([seen.sent_s for seen in served.seen])
+    ended = np.array([seen.output_s[-1] for seen in served.seen])
     return {
-        "ingress_s": float((inside["added_s"].reindex(sent.index) - sent).median()),
-        "egress_s": float((ended - inside["finished_s"].reindex(ended.index)).median()),
+        "ingress_s": float(np.nanmedian(inside["added_s"] - sent)),
+        "egress_s": float(np.nanmedian(ended - inside["finished_s"])),
     }
 
 

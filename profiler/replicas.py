@@ -20,9 +20,17 @@ class Replica(Protocol):
     """When something last came from it, by `perf_counter`."""
     raw: Path
     """Folder to which its scheduler writes."""
+    client: str
+    """How the engine is reached, in words."""
+
+    async def install(self) -> None:
+        """Has the worker record its launches."""
 
     def generate(self, name: str, prompt: list[int], output_tokens: int) -> AsyncIterator[int]:
         """Numbers of tokens, each as they come."""
+
+    def engine_name(self, name: str) -> str:
+        """What the engine calls the client's request, but for the random part that it appends."""
 
     async def facts(self) -> dict[str, Any]:
         """The engine's options as read back from it (`engine` of `meta.json`), and its scheduling policy."""
@@ -55,6 +63,10 @@ class EngineReplica:
                 os.environ["CUDA_VISIBLE_DEVICES"] = gpus
             self.config = vllm_config(options)
             self._llm = AsyncLLM.from_vllm_config(self.config, usage_context=UsageContext.OPENAI_API_SERVER)
+
+    def engine_name(self, name: str) -> str:
+        """The same."""
+        return name
 
     async def install(self) -> None:
         """Has the worker record its launches."""

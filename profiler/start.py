@@ -76,7 +76,7 @@ def vllm_config(profile: Profile, *, engine_args: str = "EngineArgs") -> Any:
     import vllm.engine.arg_utils
     from vllm.usage.usage_lib import UsageContext
 
-    arguments = getattr(vllm.engine.arg_utils, engine_args)(**_arguments(profile))
+    arguments = getattr(vllm.engine.arg_utils, engine_args)(**engine_arguments(profile))
     try:
         config = arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
     except (ValueError, NotImplementedError) as error:
@@ -86,7 +86,8 @@ def vllm_config(profile: Profile, *, engine_args: str = "EngineArgs") -> Any:
     return config
 
 
-def _arguments(profile: Profile) -> dict[str, Any]:
+def engine_arguments(profile: Profile) -> dict[str, Any]:
+    """vLLM's `EngineArgs` of a profile, by name."""
     opt = profile.opt
     arguments: dict[str, Any] = {
         "model": _shape_folder(profile.model.config, opt.quantization_config),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from profiler.client import Seen
 from profiler.options import Recording, load
 from profiler.replicas import gpus_of_replicas
+from profiler.server import flags, require_server
 from profiler.traffic import Traffic, traffic
 from simulator.errors import UserError
 
@@ -100,3 +102,21 @@ def test_a_row_says_what_the_client_saw() -> None:
     assert (row["arrival_s"], row["ttft_s"], row["e2e_s"], row["output_tokens"]) == (0.5, 0.5, 2.0, 5)
     # Two tokens came with others: four gaps, of 0.5, 1, 0 and 0 s.
     assert (row["itl_p50_s"], row["itl_max_s"]) == (0.25, 1.0)
+
+
+def test_options_become_words_of_vllms_command_line() -> None:
+    options = {
+        "max_model_len": 1024,
+        "skip_tokenizer_init": True,
+        "enable_prefix_caching": False,
+        "speculative_config": {"method": "eagle3"},
+    }
+    assert flags({**options, "revision": None}) == [
+        "--max-model-len", "1024", "--skip-tokenizer-init", "--no-enable-prefix-caching", "--speculative-config", '{"method": "eagle3"}',
+    ]  # fmt: skip
+
+
+def test_a_missing_part_of_the_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(UserError, match=r"client=http needs vLLM's server, and .*uvicorn.* is not installed here"):
+        require_server()

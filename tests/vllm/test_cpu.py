@@ -170,6 +170,19 @@ def test_one_engine_start_records_several_traces(tmp_path: Path) -> None:
     assert 300 <= recomputed < 300 * len(requests[light])
 
 
+def test_through_the_server_the_same_is_recorded(tmp_path: Path) -> None:
+    traffic = ("client=http", "workload.lengths.max_tokens=32", "workload.arrivals.rate=3", "duration_s=4", f"out={tmp_path}")
+    done = subprocess.run(command(*traffic, module="profiler.record"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    requests, steps = (pd.read_csv(tmp_path / f"{name}.csv.gz") for name in ("requests", "steps"))
+    assert requests["output_tokens"].sum() == steps["emitted_tokens"].sum()
+    assert requests["prompt_tokens"].sum() == steps["prefill_tokens"].sum()
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    assert "HTTP client" in meta["client"]
+    assert meta["engine"]["num_gpu_blocks"] > 2
+    assert 0 < meta["overheads"]["ingress_s"] < 1
+
+
 def test_profile_to_prediction(profile: Path, trace: Path) -> None:
     """CPU times wander, so this asks for the right order of magnitude: the chain holds together."""
     artifact, report = fit_profile(Raw.read(profile))
