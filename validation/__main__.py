@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from simulator.config import CONF, Config, compose_file
+from simulator.config import CONF, Config, compose_file, load
 from simulator.errors import UserError
 from simulator.workload import one_line
 from validation.compare import compare
@@ -26,6 +26,8 @@ usage: python -m validation [key=value …]                        replays measu
        python -m validation predict trace=PATH out=DIR [key=value …]   predicts a trace without reading its latencies
        python -m validation decision [key=value …]              predicts the highest rate within the SLOs, says what to record
        python -m validation decision judge out=DIR              holds the recorded runs against it (conf/decision.yaml)
+       python -m validation import bench=RESULT.json out=DIR [key=value …]   makes a trace of what `vllm bench serve --save-result
+                                                                --save-detailed` saw; keys are those of conf/replay.yaml: model, opt …
 
   trace=PATH         a folder in the measured-trace format, or [A,B]; default: all of validation/traces
   format=text|json   json: one object on stdout for one trace, a list for several
@@ -84,8 +86,8 @@ def main(arguments: list[str]) -> int:
         return 0
     predicting = arguments[:1] == ["predict"]
     try:
-        if arguments[:1] == ["decision"]:
-            print(_decide(arguments[1:]))
+        if arguments[:1] in (["decision"], ["import"]):
+            print(_decide(arguments[1:]) if arguments[0] == "decision" else _import(arguments[1:]))
             return 0
         settings = Settings.load(arguments[1:] if predicting else arguments)
         if predicting:
@@ -112,6 +114,17 @@ def _decide(arguments: list[str]) -> str:
     except ValidationError as error:
         wrong = options if error.title == Options.__name__ else composed
         raise UserError(one_line(error, wrong, "decision" if wrong is options else "conf/decision.yaml")) from None
+
+
+def _import(arguments: list[str]) -> str:
+    from validation.bench_serve import import_bench
+
+    given = dict(argument.split("=", 1) for argument in arguments if argument.startswith(("bench=", "out=")))
+    if len(given) < 2:
+        raise UserError("import needs a result and a folder to write to: python -m validation import bench=RESULT.json out=DIR")
+    others = [argument for argument in arguments if not argument.startswith(("bench=", "out="))]
+    number = import_bench(Path(given["bench"]), load(CONF / "replay.yaml", others), Path(given["out"]))
+    return f"{number} requests; {given['out']}"
 
 
 def _replay(settings: Settings, folder: Path) -> Replay:

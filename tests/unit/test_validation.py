@@ -176,3 +176,31 @@ def test_statistics() -> None:
     assert tpot(np.array([1.0, 1.0]), np.array([3.0, 1.0]), np.array([3, 1])).tolist() == pytest.approx([1.0, np.nan], nan_ok=True)
     assert relative(3.0, 2.0) == 0.5
     assert relative(3.0, 0.0) is None
+
+
+def test_a_benchmarks_result_becomes_a_trace(tmp_path: Path) -> None:
+    result = {
+        "start_times": [100.5, 100.0, 101.0, 0.0],
+        "input_lens": [700, 80, 9, 5],
+        "output_lens": [3, 4, 1, 0],
+        "ttfts": [0.1, 0.2, 0.1, 0.0],
+        "itls": [[0.02, 0.04], [0.03, 0.05], [], []],
+    }
+    bench = tmp_path / "result.json"
+    bench.write_text(json.dumps(result))
+    done = cli("import", f"bench={bench}", f"out={tmp_path / 'trace'}", "engine.max_num_seqs=64")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "trace" / "requests.csv.gz", dtype={"request_id": str})
+    assert table["request_id"].tolist() == ["1", "0", "2"]
+    assert table["arrival_s"].tolist() == [0.0, 0.5, 1.0]
+    assert table["e2e_s"].tolist() == pytest.approx([0.28, 0.16, 0.1])
+    # Three gaps, of 0, 0.03 and 0.05 s: two of four tokens came together.
+    assert table["itl_p50_s"][0] == pytest.approx(0.03)
+    compared = compare(run(tmp_path / "trace"))
+    assert compared.replay.result.scenario.engine.max_num_seqs == 64
+    assert compared.rows["e2e_s"].measured["mean"] == pytest.approx(0.18)
+    del result["itls"]
+    bench.write_text(json.dumps(result))
+    done = cli("import", f"bench={bench}", f"out={tmp_path / 'trace'}")
+    assert done.returncode == 2
+    assert "itls is missing" in done.stderr
