@@ -23,9 +23,11 @@ import sys
 import tempfile
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from profiler.client import quiet_garbage_collector, serve, warm_up
 from profiler.errors import EngineError
+from profiler.nvml import Nvml
 from profiler.options import Recording, load
 from profiler.recorded import meta, tables, write
 from profiler.replicas import EngineReplica, Replica, gpus_of_replicas
@@ -34,6 +36,8 @@ from profiler.start import check_device, failures, prepare_environment, require_
 from profiler.traffic import Traffic, traffic
 from simulator.errors import UserError
 from simulator.router import make_router
+
+WATCH_S = 5.0
 
 
 async def record(options: Recording, traffics: list[Traffic], raw: Path) -> None:
@@ -65,16 +69,27 @@ async def record(options: Recording, traffics: list[Traffic], raw: Path) -> None
 async def _trace(options: Recording, each: Traffic, replicas: list[Replica], engine_start_s: float) -> None:
     for replica in replicas:
         await replica.forget_prefixes()
+    states: list[dict[str, Any]] = []
+    watch = asyncio.create_task(_watch(Nvml(), states))
     served = await serve(each, replicas, make_router(options.router, each.seed))
+    watch.cancel()
     requests, steps, overheads = await tables(served, replicas)
     about = meta(options, served, await replicas[0].facts(), steps)
-    about |= {"client": replicas[0].client, "engine_start_s": engine_start_s, "overheads": overheads}
+    about |= {"client": replicas[0].client, "engine_start_s": engine_start_s, "overheads": overheads, "gpu_state": Nvml.spread(states)}
     write(each.folder, about, requests, steps)
     sys.stdout.write(
         f"{len(requests)} requests, {len(steps)} steps in {about['duration_s']:.1f} s; preemptions {int(steps['preempted'].sum())};"
         f" ingress {1e3 * overheads['ingress_s']:.2f} ms, egress {1e3 * overheads['egress_s']:.2f} ms (medians); {each.folder}\n"
     )
     sys.stdout.flush()
+
+
+async def _watch(nvml: Nvml, states: list[dict[str, Any]]) -> None:
+    """Reads clocks, power and temperature now and then, in a thread: the client must not wait for the driver."""
+    while True:
+        await asyncio.sleep(WATCH_S)
+        if state := await asyncio.to_thread(nvml.state):
+            states.append(state)
 
 
 def main(arguments: list[str]) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from profiler.client import Seen
+from profiler.nvml import Nvml
 from profiler.options import Recording, load
 from profiler.replicas import gpus_of_replicas
 from profiler.server import flags, require_server
@@ -120,3 +121,8 @@ def test_a_missing_part_of_the_server_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(UserError, match=r"client=http needs vLLM's server, and .*uvicorn.* is not installed here"):
         require_server()
+
+
+def test_a_sensors_readings_become_least_median_and_greatest() -> None:
+    assert Nvml.spread([{"power_w": 300.0}, {"power_w": 500.0}, {"power_w": 420.0}]) == {"power_w": [300.0, 420.0, 500.0]}
+    assert Nvml.spread([]) == {}
