@@ -21,6 +21,9 @@ Int64 = NDArray[np.int64]
 WINDOW = 6
 """Steps whose times are summed: with one GPU, a step's time shows up in two gaps between results, in parts that change."""
 
+FEWEST_WINDOWS = 10
+"""Of fewer no median is told."""
+
 
 @dataclass(frozen=True)
 class WindowErrors:
@@ -46,8 +49,11 @@ class BatchErrors:
 
 def batch_errors(
     steps: pd.DataFrame, requests: RequestTable, latencies: dict[str, Float64], engine: EngineConfig, cost: CostModel
-) -> BatchErrors:
-    """Holds predicted against measured times of the recorded batches. `latencies`: the measured `ttft_s` and `e2e_s`, float64[n]."""
+) -> BatchErrors | None:
+    """Holds predicted against measured times of the recorded batches; None: the engine was hardly ever busy for a window's steps.
+
+    `latencies`: the measured `ttft_s` and `e2e_s`, float64[n].
+    """
     measured, predicted, prefill, weight = [], [], [], []
     longest = _longest_contexts(steps, requests, latencies)
     for _, rows in steps.groupby("replica"):
@@ -64,8 +70,10 @@ def batch_errors(
     weights = np.concatenate(weight)
     token_s = [np.nansum(both[:, column] * weights) for column in (0, 1)]
     sums = _window_sums(both)
+    if len(sums) < FEWEST_WINDOWS:
+        return None
     mixed = sums[sums[:, 2] > 0]
-    return BatchErrors(_errors(sums), _errors(mixed) if len(mixed) >= 10 else None, float(token_s[1] / token_s[0] - 1))
+    return BatchErrors(_errors(sums), _errors(mixed) if len(mixed) >= FEWEST_WINDOWS else None, float(token_s[1] / token_s[0] - 1))
 
 
 def first_of_runs(steps: pd.DataFrame, depth: int) -> NDArray[np.bool_]:
@@ -148,5 +156,5 @@ def _window_sums(rows: Float64) -> Float64:
 
 def _errors(sums: Float64) -> WindowErrors:
     error = np.abs(sums[:, 1] / sums[:, 0] - 1)
-    median, p90 = np.quantile(error, [0.5, 0.9]) if len(error) else (np.nan, np.nan)
+    median, p90 = np.quantile(error, [0.5, 0.9])
     return WindowErrors(len(sums), float(median), float(p90), float(sums[:, 1].sum() / sums[:, 0].sum() - 1))

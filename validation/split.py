@@ -44,11 +44,12 @@ def split(comparison: Comparison) -> Split:
         return Split(None, None, "the trace has no steps.csv.gz, so the error cannot be split by source")
     scenario, requests = replay.result.scenario, replay.result.requests
     batches = batch_errors(steps, requests, comparison.measured, scenario.engine, scenario.cost)
+    idle = "" if batches else "the engine was hardly ever busy for six steps on end: no error of the cost model alone"
     if scenario.num_replicas > 1:
-        return Split(batches, None, "several replicas: which measured duration is whose step's is not known to the scheduler's replay")
+        return Split(batches, None, idle or "several replicas: which measured duration is whose step's is not known to the scheduler's replay")
     if replay.recording.meta.speculative is not None:
-        return Split(batches, None, "speculation: accepted drafts are drawn, so steps of replay and trace are not the same ones")
-    return Split(batches, _scheduler(comparison), "")
+        return Split(batches, None, idle or "speculation: accepted drafts are drawn, so steps of replay and trace are not the same ones")
+    return Split(batches, _scheduler(comparison), idle)
 
 
 def _scheduler(comparison: Comparison) -> SchedulerErrors:
