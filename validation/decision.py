@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ from validation.protocol import Latencies, Protocol, measured
 Float64 = NDArray[np.float64]
 
 PLAN = "decision.json"
+AS_LONG_AS_IT_IS_S = 86400
+"""Of a prepared run all requests are sent."""
 HALVINGS = 7
 """Of the range in which the rate is looked for: to 1 % of it."""
 
@@ -186,23 +190,38 @@ def _predicted_text(document: dict[str, Any], config: Config, out: Path) -> str:
 
 
 def _command(document: dict[str, Any], config: Config, out: Path) -> str:
-    opt = [f"opt.{name}={getattr(config.opt, name)}" for name in ("weights", "kv_cache_dtype")]
-    quantization = json.dumps(config.opt.quantization_config).replace('"', "") if config.opt.quantization_config else None
-    options = [f"{name}={value}" for name, value in config.engine.items() if value is not None]
-    each = ", ".join(
-        f"{{name: {run['name']}, duration_s: 86400, workload: {{kind: replay, path: {out / 'workloads' / run['name']}}}}}"
+    """As a shell takes it: the engine of the prediction, the prepared runs one after the other."""
+    cost = config.load_cost()
+    engine, memory = config.engine_config(cost), cost.artifact.memory
+    options: dict[str, Any] = {f"opt.{name}": value for name, value in config.opt.model_dump(exclude_defaults=True).items()}
+    options |= {"tensor_parallel_size": config.tensor_parallel_size, "gpu_memory_utilization": memory.gpu_memory_utilization}
+    options |= {name: getattr(engine, name) for name in ("max_model_len", "max_num_batched_tokens", "max_num_seqs")}
+    if blocks := config.engine.get("num_gpu_blocks_override"):
+        options["num_gpu_blocks_override"] = blocks
+    options["workloads"] = [
+        {
+            "name": run["name"],
+            "duration_s": AS_LONG_AS_IT_IS_S,
+            "workload": {"kind": "replay", "path": str(out / "workloads" / run["name"])},
+        }
         for run in document["runs"]
-    )
-    parts = [
-        f"python -m profiler.record model={config.model.name} gpu={config.gpu.name}",
-        *opt,
-        *([f"'opt.quantization_config={quantization}'"] if quantization else []),
-        *([f"tensor_parallel_size={config.tensor_parallel_size}"] if config.tensor_parallel_size > 1 else []),
-        *options,
-        f"out={out / 'traces'}",
-        f"'workloads=[{each}]'",
     ]
-    return " \\\n    ".join(parts)
+    options["out"] = str(out / "traces")
+    words = [f"{name}={_hydra(value)}" for name, value in options.items()]
+    return " \\\n    ".join(
+        [f"python -m profiler.record model={config.model.name} gpu={config.gpu.name}", *(shlex.quote(word) for word in words)]
+    )
+
+
+def _hydra(value: Any) -> str:
+    """A value in the grammar of Hydra's overrides."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_hydra(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_hydra, value)) + "]"
+    if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
+        return '"' + value.replace('"', '\\"') + '"'
+    return json.dumps(value).strip('"')
 
 
 def _judged_text(result: dict[str, Any], slos: Sequence[Any]) -> str:

@@ -46,7 +46,7 @@ def split(comparison: Comparison) -> Split:
     batches = batch_errors(steps, requests, comparison.measured, scenario.engine, scenario.cost)
     idle = "" if batches else "the engine was hardly ever busy for six steps on end: no error of the cost model alone"
     if scenario.num_replicas > 1:
-        return Split(batches, None, idle or "several replicas: which measured duration is whose step's is not known to the scheduler's replay")
+        return Split(batches, None, idle or "several replicas: the scheduler's replay does not know whose step a measured duration is")
     if replay.recording.meta.speculative is not None:
         return Split(batches, None, idle or "speculation: accepted drafts are drawn, so steps of replay and trace are not the same ones")
     return Split(batches, _scheduler(comparison), idle)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from profiler.options import Recording
+from profiler.options import load as options
+from simulator.config import CONF, load
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.simulate import Scenario, simulate
 from simulator.workload import OpenLoop, Workload, read_trace
 from validation.__main__ import main
-from validation.decision import edge
+from validation.decision import _command, edge
 
 STEP_NS, PER_SEQ_NS = 10_000_000, 100_000.0
 
@@ -68,6 +72,22 @@ def test_what_is_predicted_is_ready_to_record(predicted: Path, arguments: list[s
     said = capsys.readouterr().out
     assert "python -m profiler.record model=r1-distill-qwen-7b gpu=h100-sxm" in said
     assert str(predicted / "workloads" / document["runs"][0]["name"]) in said
+
+
+@pytest.mark.parametrize("opt", ["none", "awq", "gptq", "fp8", "kv_fp8"])
+def test_the_command_asks_the_recorder_for_the_engine_of_the_prediction(opt: str, tmp_path: Path) -> None:
+    config = load(
+        CONF / "decision.yaml",
+        ["~decision", "+command=plan", f"opt={opt}", "cost_model=models/h100-sxm/r1-distill-qwen-32b/awq-kv_auto-tp1.json"],
+    )
+    command = _command({"runs": [{"name": "rate-1.5"}, {"name": "rate-2"}]}, config, tmp_path)
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:3] == ["python", "-m", "profiler.record"]
+    recording = options(words[3:], Recording)
+    plain = options(["model=r1-distill-qwen-7b", f"opt={opt}"], Recording)
+    assert recording.opt == plain.opt
+    assert [part.name for part in recording.workloads] == ["rate-1.5", "rate-2"]
+    assert recording.max_model_len == config.engine_config(config.load_cost()).max_model_len
 
 
 def test_an_engine_as_predicted_gives_the_predicted_rate(predicted: Path, capsys: pytest.CaptureFixture[str]) -> None:
