@@ -47,11 +47,12 @@ def _inside(served: Served, replicas: Sequence[Replica]) -> pd.DataFrame:
 
 
 def _overheads(served: Served, inside: pd.DataFrame) -> dict[str, float]:
-    """Medians over requests of the way in, from the client to the scheduler, and of the way out of the last token."""
+    """Medians over requests: in to the engine's queue, in to the scheduler (which looks there between steps), and out of the last token."""
     sent = np.array([seen.sent_s for seen in served.seen])
     ended = np.array([seen.output_s[-1] for seen in served.seen])
     return {
-        "ingress_s": float(np.nanmedian(inside["added_s"] - sent)),
+        "ingress_s": float(np.nanmedian(inside["queued_s"] - sent)),
+        "to_scheduler_s": float(np.nanmedian(inside["added_s"] - sent)),
         "egress_s": float(np.nanmedian(ended - inside["finished_s"])),
     }
 

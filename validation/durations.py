@@ -67,18 +67,14 @@ class OnMeasuredSteps:
 def on_measured_steps(replayed: Replay, steps: pd.DataFrame) -> OnMeasuredSteps:
     """Replays with the measured durations and the measured number of blocks, one replica, no speculation.
 
-    The ways in and out are the recorded ones, where the trace has them.
+    Measured durations hold what the thread did between steps, so only the ways in and out remain: the recorded ones, where the trace
+    tells the way in from the wait for the next step, else the cost model's.
     """
     scenario, meta = replayed.result.scenario, replayed.recording.meta
-    overheads = replace_overheads(scenario.cost.artifact.overheads, meta.overheads)
+    overheads = scenario.cost.artifact.overheads.model_copy(update={"schedule_ns": 0})
+    if meta.overheads and "to_scheduler_s" in meta.overheads:
+        overheads = Overheads(**{f"{name}_ns": round(meta.overheads[f"{name}_s"] * NS_PER_S) for name in ("ingress", "egress")})
     cost = MeasuredSteps(scenario.cost, steps, scenario.engine.depth, overheads)
     engine = scenario.engine.model_copy(update={"num_gpu_blocks": meta.engine.num_gpu_blocks, "block_size": meta.engine.block_size})
     result = simulate(replace(scenario, cost=cost, engine=engine, stride=1))
     return OnMeasuredSteps(result, cost.same / cost.asked)
-
-
-def replace_overheads(modelled: Overheads, recorded: dict[str, float] | None) -> Overheads:
-    """Measured durations hold what the thread did between steps; only the ways in and out remain."""
-    if recorded is None:
-        return modelled.model_copy(update={"schedule_ns": 0})
-    return Overheads(ingress_ns=round(recorded["ingress_s"] * NS_PER_S), egress_ns=round(recorded["egress_s"] * NS_PER_S))

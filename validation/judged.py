@@ -46,7 +46,9 @@ class Judged:
 
     def text(self) -> str:
         """The comparison's table, with the split by source below."""
-        return "\n".join([as_text(self.comparison), *self._repeat_lines(), "", "where the error comes from", *self._split_lines()])
+        return "\n".join(
+            [as_text(self.comparison), *self._repeat_lines(), *self._way_lines(), "", "where the error comes from", *self._split_lines()]
+        )
 
     def _repeat_lines(self) -> list[str]:
         if self.repeatability is None:
@@ -55,6 +57,16 @@ class Judged:
             f"{label} mean {self.repeatability[name]['mean']:.2%}, p99 {self.repeatability[name]['p99']:.2%}" for label, name in REPEATED
         )
         return [f"repeatability (measured again): {'; '.join(told)}"]
+
+    def _way_lines(self) -> list[str]:
+        """What lies between client and engine, where the recorder saw it: more of it through a server."""
+        meta, modelled = self.comparison.replay.recording.meta, self.comparison.replay.result.scenario.cost.artifact.overheads
+        if meta.overheads is None:
+            return []
+        ways = [f"{name} {1e3 * meta.overheads[f'{name}_s']:.1f} ms" for name in ("ingress", "egress")]
+        taken = f"the cost model has {modelled.ingress_ns / 1e6:.1f} and {modelled.egress_ns / 1e6:.1f} ms"
+        waited = "" if "to_scheduler_s" in meta.overheads else ", the wait for the next step included"
+        return [f"between client and engine: {', '.join(ways)} (medians{waited}; {taken}); {meta.client.partition(';')[0]}"]
 
     def _split_lines(self) -> list[str]:
         lines = []

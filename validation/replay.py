@@ -63,6 +63,7 @@ class Meta(BaseModel):
     num_gpu_blocks_override: int | None = None
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     router: str | None = None
+    client: str = "client unknown"
     overheads: dict[str, float] | None = None
     """Medians of the ways in and out, `ingress_s` and `egress_s`, as the recorder saw them."""
 
