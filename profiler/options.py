@@ -147,6 +147,8 @@ class Recording(Profile):
     """In front of several replicas: the simulator's."""
     client: Literal["engine", "http"]
     """`http`: through vLLM's OpenAI server."""
+    logits: Literal["dummy", "trained"]
+    """What the sampler works on: what dummy weights give, or a trained model's (as `python -m profiler` measures)."""
 
     @property
     def folder(self) -> Path:

@@ -75,6 +75,7 @@ def meta(options: Recording, served: Served, facts: dict[str, Any], steps: pd.Da
         "tensor_parallel_size": options.tensor_parallel_size,
         "engine": engine,
         "sampling": options.sampling.model_dump(),
+        "logits": options.logits,
         "duration_s": served.end_s - served.start_s,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "num_gpu_blocks_override": options.num_gpu_blocks_override,

@@ -56,7 +56,7 @@ class EngineReplica:
 
         self.outstanding, self.heard_s = 0, 0.0
         self.raw = raw
-        self._sampling = options.sampling
+        self._sampling, self._trained_logits = options.sampling, options.logits == "trained"
         with failures("vLLM did not start"):
             os.environ[RECORD_TO] = str(raw)
             if gpus is not None:  # the engine's process inherits what it may see; this process opens no context on any GPU
@@ -71,6 +71,8 @@ class EngineReplica:
     async def install(self) -> None:
         """Has the worker record its launches."""
         await self._llm.collective_rpc("probe_install", args=(False,))
+        if self._trained_logits:
+            await self._llm.collective_rpc("probe_logits", args=(True,))
 
     async def generate(self, name: str, prompt: list[int], output_tokens: int) -> AsyncIterator[int]:
         from vllm import SamplingParams

@@ -49,7 +49,7 @@ class ServerReplica:
         """Starts the server on `gpus` (None: on those that are there); blocks until it can serve."""
         self.outstanding, self.heard_s = 0, 0.0
         self.raw = raw
-        self._sampling = options.sampling
+        self._sampling, self._trained_logits = options.sampling, options.logits == "trained"
         self._session: Any = None
         with failures("vLLM did not start"):
             self.config = vllm_config(options)
@@ -89,6 +89,8 @@ class ServerReplica:
     async def install(self) -> None:
         """Has the worker record its launches."""
         await self._rpc("probe_install", False)
+        if self._trained_logits:
+            await self._rpc("probe_logits", True)
 
     async def generate(self, name: str, prompt: list[int], output_tokens: int) -> AsyncIterator[int]:
         body = {

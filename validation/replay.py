@@ -64,6 +64,7 @@ class Meta(BaseModel):
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     router: str | None = None
     client: str = "client unknown"
+    logits: str = "dummy"
     overheads: dict[str, float] | None = None
     """Medians of the ways in and out, `ingress_s` and `egress_s`, as the recorder saw them."""
 
