@@ -26,6 +26,8 @@ Float64 = NDArray[np.float64]
 PLAN = "decision.json"
 AS_LONG_AS_IT_IS_S = 86400
 """Of a prepared run all requests are sent."""
+FEWEST_REQUESTS = 40
+"""Of a run: at lower rates there is no percentile to tell."""
 HALVINGS = 7
 """Of the range in which the rate is looked for: to 1 % of it."""
 
@@ -114,13 +116,13 @@ def _highest_rate(protocol: Protocol, seeds: range) -> float:
     requests = generate(protocol.config.workload, protocol.config.seed, max_model_len=engine.max_model_len, num_requests=2000).requests
     demand = Demand(requests, 1.0, engine, cost)
     carried = demand.most_running / demand.step_s(demand.most_running) / float(requests.output_tokens.mean())
-    low, high = 0.05 * carried, 1.2 * carried
+    low, high = max(0.05 * carried, FEWEST_REQUESTS / protocol.measure_s), 1.2 * carried
 
     def kept(rate: float) -> bool:
         return bool(np.mean([np.log(protocol.simulated(protocol.run(rate, seed)).excess(protocol.slos)) for seed in seeds]) <= 0)
 
-    if not kept(low):
-        raise UserError(f"no rate from {low:.2g} requests/s on keeps these SLOs on one replica: give others")
+    if low >= high or not kept(low):
+        raise UserError(f"no rate from {low:.2g} requests/s on keeps these SLOs on one replica: give others, or more decision.measure_s")
     for _ in range(HALVINGS):
         middle = float(np.sqrt(low * high))
         low, high = (middle, high) if kept(middle) else (low, middle)
