@@ -38,17 +38,17 @@ class Sampling:
         timed = steps[steps["sample_s"].notna()]
         own = timed[timed["point"].str.startswith("sampling ")]
         samplers: dict[Logits, Times] = {}
-        for name, peaked in (("peaked", True), ("dummy", False)):
+        for name, peaked in (("trained", True), ("dummy", False)):
             rows = own[own["peaked"].astype(bool) == peaked]
             if len(rows):
                 samplers[name] = _medians(rows, "sample_s")  # type: ignore[index]  # the two names of `Logits`
-        return cls(_medians(timed, "logits_s"), samplers or {"peaked": _medians(timed, "sample_s")})
+        return cls(_medians(timed, "logits_s"), samplers or {"trained": _medians(timed, "sample_s")})
 
     def logits_ns(self, positions: Int64) -> Float64:
         """float64[k]."""
         return np.interp(positions, *self.logits)
 
-    def sample_ns(self, positions: Int64, logits: Logits = "peaked") -> Float64:
+    def sample_ns(self, positions: Int64, logits: Logits = "trained") -> Float64:
         """float64[k]."""
         return np.interp(positions, *self.samplers[logits])
 

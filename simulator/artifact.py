@@ -15,7 +15,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-Logits = Literal["peaked", "dummy"]
+Logits = Literal["trained", "dummy"]
 """Whose logits a sampler works on, which decides how long it takes: a trained model's, or those of dummy weights."""
 
 

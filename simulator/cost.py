@@ -68,7 +68,7 @@ class CostModel:
         10000000
     """
 
-    def __init__(self, artifact: Artifact, logits: Logits = "peaked") -> None:
+    def __init__(self, artifact: Artifact, logits: Logits = "trained") -> None:
         """`logits`: whose the sampler's time is; a trained model's, unless a trace with dummy weights is replayed."""
         self.artifact = artifact
         self.logits = logits
@@ -83,7 +83,7 @@ class CostModel:
         return CostModel, (self.artifact, self.logits)
 
     @classmethod
-    def load(cls, path: Path, logits: Logits = "peaked") -> CostModel:
+    def load(cls, path: Path, logits: Logits = "trained") -> CostModel:
         """Reads and checks an artifact.
 
         Raises:

@@ -23,6 +23,7 @@ from simulator.simulate import Result, Scenario, simulate
 from simulator.speculation import Acceptance
 from simulator.workload import OpenLoop, Workload, read_meta, read_trace
 from simulator.workload.base import NS_PER_S
+from validation.intervals import STATISTICS, statistics
 from validation.speculative import read_speculative
 
 Float64 = NDArray[np.float64]
@@ -63,12 +64,16 @@ class Meta(BaseModel):
     engine: EngineMeta
     num_gpu_blocks_override: int | None = None
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
-    client: str = ""
+    router: str | None = None
+    client: str = "client unknown"
+    logits: Logits | None = None
+    overheads: dict[str, float] | None = None
+    """Medians of the ways in and out, `ingress_s` and `egress_s`, as the recorder saw them."""
 
     @property
-    def logits(self) -> Logits:
-        """Whose logits the sampler worked on: recorders say in `client` that the weights are dummies."""
-        return "dummy" if "dumm" in self.client.lower() else "peaked"
+    def sampled_logits(self) -> Logits:
+        """Whose logits the sampler worked on; where it is not said, recorders tell in `client` that the weights were dummies."""
+        return self.logits or ("dummy" if "dumm" in self.client.lower() else "trained")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +120,10 @@ class Recording:
         """Whether the cost model was fitted to this very trace, so that a replay is in-sample."""
         return self.meta.name == artifact.provenance.source or self._sha256() == artifact.provenance.sha256
 
+    def lent_overheads(self, artifact: Artifact) -> bool:
+        """Whether the cost model's ways from and to the client were read off this trace, as its note says where they were."""
+        return self.meta.name in artifact.provenance.note
+
     def _sha256(self) -> str:
         # Over names and bytes, as the fit hashes the trace that it reads.
         digest = sha256()
@@ -136,6 +145,16 @@ class Replay:
     def in_sample(self) -> bool:
         return self.recording.is_source_of(self.result.scenario.cost.artifact)
 
+    @property
+    def sample(self) -> str:
+        """What the cost model has seen of the trace, in words."""
+        artifact = self.result.scenario.cost.artifact
+        if self.in_sample:
+            return "in-sample: the cost model was fitted to this very trace"
+        if self.recording.lent_overheads(artifact):
+            return "step times never saw this trace; ways from and to the client were read off it"
+        return "the cost model never saw this trace"
+
     def columns(self) -> dict[str, NDArray[Any]]:
         """Columns of a prediction's `requests.parquet`, one row a request in the order of arrival; seconds, NaN: no second token."""
         result = self.result
@@ -151,7 +170,7 @@ class Replay:
         }
 
 
-def replay(recording: Recording, *, cost_model: Path | None, router: str, seed: int) -> Replay:
+def replay(recording: Recording, *, cost_model: Path | None, router: str | None, seed: int) -> Replay:
     """Simulates the recording with the cost model at `cost_model`, or with the shipped one of its GPU, model and options.
 
     Raises:
@@ -167,13 +186,13 @@ def replay(recording: Recording, *, cost_model: Path | None, router: str, seed: 
         tensor_parallel_size=meta.tensor_parallel_size,
         speculation=None if speculative is None else speculative.name,
     )
-    cost = CostModel.load(path, meta.logits)
+    cost = CostModel.load(path, meta.sampled_logits)
     scenario = Scenario(
         workload=Workload(recording.requests, OpenLoop()),
         engine=_engine(recording, cost.artifact),
         cost=cost,
         num_replicas=meta.num_gpus // meta.tensor_parallel_size,
-        router=router,
+        router=router or meta.router or "round_robin",
         seed=seed,
         acceptance=acceptance,
     )
@@ -238,15 +257,12 @@ def _summary(prediction: Replay, columns: dict[str, NDArray[Any]]) -> dict[str, 
     }
 
 
-STATISTICS = ("mean", "p50", "p90", "p99")
-
-
 def quantiles(values: Float64) -> dict[str, float] | None:
     """Mean and percentiles of the values that are there; None if none is."""
     values = values[np.isfinite(values)]
     if not len(values):
         return None
-    return dict(zip(STATISTICS, map(float, (values.mean(), *np.quantile(values, (0.5, 0.9, 0.99)))), strict=True))
+    return dict(zip(STATISTICS, map(float, statistics(values)), strict=True))
 
 
 def tpot(ttft_s: Float64, e2e_s: Float64, output_tokens: NDArray[np.int64]) -> Float64:
