@@ -17,6 +17,7 @@ How many GPUs do I need to serve this reasoning model, for this traffic, within 
 CONFIG is a YAML file. Its `command` says what is done:
   plan        finds the smallest number of GPUs that meets the SLOs
   simulate    runs one service and says what its clients saw
+  compare     runs variants of a service under the same traffic, and says what was published about them and whether it agrees
 
 Any key of it can be given anew:
   python -m simulator conf/capacity_planning.yaml
@@ -51,6 +52,8 @@ def main(arguments: list[str]) -> int:
         config = load(given.config, given.overrides)
         if config.command == "plan":
             _plan(config)
+        elif config.command == "compare":
+            _compare(given.config, given.overrides)
         else:
             _simulate(config)
         sys.stdout.flush()
@@ -95,6 +98,13 @@ def _plan(config: Config) -> None:
     from simulator.report import show
 
     show(config, plan(config))
+
+
+def _compare(path: str, overrides: list[str]) -> None:
+    from simulator.compare import compare
+    from simulator.compare_report import show
+
+    show(compare(path, overrides))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
 from simulator.models import find
+from simulator.quantity import quantity
 from simulator.router import ROUTERS
 from simulator.simulate import Scenario
 from simulator.slo import Slos
+from simulator.verdict import Claim
 from simulator.workload import OpenSpec, WorkloadSpec, generate, one_line
 from simulator.workload.base import Spec
 
@@ -113,10 +115,47 @@ class PlanConfig(Spec):
     """Processes; null: one a core."""
 
 
+class CompareConfig(Spec):
+    """What `command: compare` compares: this configuration, the baseline, with variants of it under the same traffic."""
+
+    baseline: str = "baseline"
+    """What the configuration itself is called."""
+    variants: dict[str, list[str]] = Field(min_length=1)
+    """Overrides by name, as on the command line: `awq: [opt=awq]`."""
+    metrics: list[str] = Field(min_length=1)
+    num_seeds: int = Field(8, ge=1)
+    """Runs of every variant; the i-th runs of all variants meet the same traffic."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    window_s: tuple[float, float] | None = None
+    """Requests sent in this time of a run are measured; null: all of them."""
+    claims: list[Claim] = Field([])
+    """What was published about it."""
+    title: str = ""
+    """The question, in a line."""
+    workers: int | None = Field(None, ge=1)
+    """Processes; null: one a core."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, metrics: list[str]) -> list[str]:
+        return [quantity(name).name for name in metrics]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CompareConfig:
+        if self.baseline in self.variants:
+            raise ValueError(f"'{self.baseline}' is a variant and the baseline's name, too")
+        for claim in self.claims:
+            if claim.variant not in {self.baseline, *self.variants}:
+                raise ValueError(f"a claim is about '{claim.variant}'; there are {', '.join([self.baseline, *self.variants])}")
+            if claim.metric not in self.metrics:
+                raise ValueError(f"a claim is about {claim.metric}, which is not among the metrics")
+        return self
+
+
 class Config(Spec):
     """One run of `python -m simulator`."""
 
-    command: Literal["simulate", "plan"]
+    command: Literal["simulate", "plan", "compare"]
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     """Of the folder of its results; the file's name unless given."""
     seed: int = Field(0, ge=0)
@@ -134,6 +173,7 @@ class Config(Spec):
     run: RunConfig = RunConfig()
     slo: Slos | None = None
     plan: PlanConfig = PlanConfig()
+    compare: CompareConfig | None = None
     out: str = "results"
     """Folder that gets the folder of the results."""
 
@@ -152,7 +192,13 @@ class Config(Spec):
         if self.command == "plan" and self.slo is None:
             raise ValueError("command: plan needs a limit in slo, such as slo.tpot_ms.p99=13")
         endless = isinstance(self.workload, OpenSpec) or self.workload.kind == "clients"
-        if self.command == "simulate" and endless and self.run.duration_s is None and self.run.num_requests is None:
+        if self.command == "compare":
+            if self.compare is None:
+                raise ValueError("command: compare needs compare.variants and compare.metrics")
+            if "gpus" in self.compare.metrics and self.slo is None:
+                raise ValueError("the metric gpus needs a limit in slo, such as slo.tpot_ms.p99=13")
+            endless &= self.compare.metrics != ["gpus"]
+        if self.command != "plan" and endless and self.run.duration_s is None and self.run.num_requests is None:
             raise ValueError("give run.duration_s or run.num_requests, else the arrivals never end")
         return self
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
-from simulator.errors import UserError
+from simulator.errors import NotMeasuredError, UserError
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 """The folder of cost models: beside the package in a clone, and in an installed distribution too."""
@@ -37,7 +38,7 @@ def find(
         root: the folder of cost models.
 
     Raises:
-        UserError: nothing was measured for these options; the message lists what was.
+        NotMeasuredError: nothing was measured for these options; the message lists what was.
     """
     gpu = gpu.lower()
     gpu = GPU_ALIASES.get(gpu, gpu)
@@ -48,9 +49,15 @@ def find(
     wanted = f"{gpu}/{owner}/{name}"
     measured = {path.relative_to(root).as_posix(): path for path in artifacts(root)}
     if wanted not in measured:
-        known = ", ".join(name.removesuffix(".json") for name in measured) or f"nothing in {root}"
-        raise UserError(f"no cost model for {wanted.removesuffix('.json')}; measured: {known}")
+        raise NotMeasuredError(f"no cost model for {wanted.removesuffix('.json')}; measured{_measured(measured, f'{gpu}/{owner}/', root)}")
     return measured[wanted]
+
+
+def _measured(measured: Iterable[str], like: str, root: Path) -> str:
+    """What there is instead: of this GPU and model, else anything."""
+    names = [name.removesuffix(".json") for name in measured]
+    same = [name.removeprefix(like) for name in names if name.startswith(like)]
+    return f" of {like.rstrip('/')}: {', '.join(same)}" if same else f": {', '.join(names) or f'nothing in {root}'}"
 
 
 def artifact_name(weights: str, kv_cache_dtype: str, tensor_parallel_size: int, speculation: str | None = None) -> str:

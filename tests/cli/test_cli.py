@@ -134,6 +134,20 @@ def test_infeasible_is_an_answer(here: Path) -> None:
     assert json.loads((results(here) / "summary.json").read_text())["gpus"] is None
 
 
+def test_variants_are_compared(here: Path) -> None:
+    compared = ["command=compare", "+compare={variants: {crowded: ['engine.max_num_seqs=4']}, metrics: [ttft_s.p99], num_seeds: 2}"]
+    code, stdout, stderr = run("own.yaml", *compared, cwd=here)
+    assert code == 0, stderr
+    assert stdout.startswith("baseline beside crowded. r1-distill-qwen-7b on h100-sxm.")
+    folder = results(here)
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "summary.json", "report.html", "runs.parquet"}
+    [_, crowded] = json.loads((folder / "summary.json").read_text())["rows"]
+    assert crowded["ratio"]["low"] > 1
+    runs = pq.read_table(folder / "runs.parquet").to_pylist()
+    assert [(row["variant"], row["seed"]) for row in runs] == [("baseline", 0), ("baseline", 1), ("crowded", 0), ("crowded", 1)]
+    assert json.loads((folder / "manifest.json").read_text())["variants"]["crowded"]["engine"] == {"max_num_seqs": 4}
+
+
 def test_a_reader_that_stops_is_no_error(here: Path) -> None:
     with start("own.yaml", cwd=here) as process:
         assert process.stdout is not None
@@ -198,6 +212,12 @@ MISTAKES = {
     "missing trace": (["own.yaml", "workload=replay", "~workload.arrivals", "workload.path=nope"], ["nope", "no such trace"]),
     "corrupt trace": (["own.yaml", "workload=replay", "~workload.arrivals", "workload.path=corrupt.csv.gz"], ["corrupt.csv.gz"]),
     "results cannot be written": (["own.yaml", "out=own.yaml"], ["out", "own.yaml"]),
+    "nothing to compare": (["own.yaml", "command=compare"], ["compare.variants", "compare.metrics"]),
+    "unknown metric": (["own.yaml", "+compare={variants: {a: []}, metrics: [speed]}"], ["compare.metrics", "speed", "tpot_ms"]),
+    "malformed variant": (
+        ["own.yaml", "command=compare", "+compare={variants: {a: ['opt=awk']}, metrics: [duration_s]}"],
+        ["compare.variants.a", "opt/awk", "awq"],
+    ),
     "plan without SLOs": (["own.yaml", "command=plan", "slo=null"], ["slo", "tpot_ms"]),
 }
 
