@@ -7,7 +7,8 @@ from functools import partial
 from math import nan
 from pathlib import Path
 
-from simulator.config import CompareConfig, Config, load
+from simulator.accuracy import refusal, score_of
+from simulator.config import CompareConfig, Config, load, merged
 from simulator.domain import outside_domain
 from simulator.errors import NotMeasuredError, UserError
 from simulator.interval import Interval
@@ -31,7 +32,7 @@ class Variant:
     """Of the baseline's configuration."""
     config: Config | None
     missing: str = ""
-    """Why there is no configuration: nothing was measured for it."""
+    """Why there is no configuration: nothing was measured for it, or a plan refuses its loss of accuracy."""
 
 
 @dataclass(frozen=True)
@@ -109,23 +110,13 @@ def compare(path: str | Path, overrides: list[str] | None = None) -> Comparison:
     variants += [_variant(path, overrides, name, changes) for name, changes in options.variants.items()]
     seeds = range(config.seed, config.seed + (1 if isinstance(config.workload, ReplaySpec) else options.num_seeds))
     runs = _simulate(options, variants, seeds)
-    plans = _plan(options, variants)
-    rows = [_row(options, variant, name, seeds, runs, plans) for variant in variants for name in options.metrics]
+    others = _others(options, variants)
+    rows = [_row(options, variant, name, seeds, runs, others) for variant in variants for name in options.metrics]
     outside = {variant.name: _mean([runs[variant.name, seed].outside for seed in seeds]) for variant in _simulated(variants, runs)}
     traffic = {variant.name: runs[variant.name, seeds[0]].traffic for variant in _simulated(variants, runs)}
     found = Comparison(config, options, variants, seeds, rows, [], {task: run.values for task, run in runs.items()}, outside, traffic)
     found.judged.extend(_judge(found, claim) for claim in options.claims)
     return found
-
-
-def merged(overrides: list[str], changes: list[str]) -> list[str]:
-    """Both, where the later of two for the same key is the one that holds."""
-    keys = {_key(text) for text in changes}
-    return [*(text for text in overrides if _key(text) not in keys), *changes]
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
 
 
 def _variant(path: str | Path, overrides: list[str], name: str, changes: list[str]) -> Variant:
@@ -136,7 +127,8 @@ def _variant(path: str | Path, overrides: list[str], name: str, changes: list[st
         return Variant(name, tuple(changes), None, str(error))
     except UserError as error:
         raise UserError(f"compare.variants.{name}: {error}") from None
-    return Variant(name, tuple(changes), config)
+    refused = refusal(config) if config.compare and "gpus" in config.compare.metrics else ""
+    return Variant(name, tuple(changes), None if refused else config, refused)
 
 
 def _simulated(variants: list[Variant], runs: dict[tuple[str, int], _Run]) -> list[Variant]:
@@ -164,19 +156,27 @@ def _run(options: CompareConfig, configs: dict[str, Config], task: tuple[str, in
     return _Run(values, outside_domain(result, options.window_s), scenario.workload.description)
 
 
-def _plan(options: CompareConfig, variants: list[Variant]) -> dict[str, Interval]:
-    """GPUs by variant, if they are among the metrics; NaN: no number of them will do."""
-    if "gpus" not in options.metrics:
-        return {}
-    from simulator.plan import plan
-
+def _others(options: CompareConfig, variants: list[Variant]) -> dict[tuple[str, str], Interval]:
+    """What runs do not say, by (variant, metric): GPUs that a plan finds (NaN: no number will do), published accuracy (NaN: unknown)."""
     found = {}
     for variant in variants:
-        if variant.config is not None:
-            answer = plan(variant.config)
-            low, high = answer.interval or (nan, nan)
-            found[variant.name] = Interval(nan if answer.gpus is None else answer.gpus, low, nan if high is None else high)
+        for metric in options.metrics:
+            if variant.config is None or quantity(metric).key:
+                continue
+            if metric == "gpus":
+                found[variant.name, metric] = _gpus(variant.config)
+            else:
+                score = score_of(variant.config, metric.removeprefix("accuracy."))
+                found[variant.name, metric] = Interval(nan) if score is None else score.interval(options.confidence)
     return found
+
+
+def _gpus(config: Config) -> Interval:
+    from simulator.plan import plan
+
+    answer = plan(config)
+    low, high = answer.interval or (nan, nan)
+    return Interval(nan if answer.gpus is None else answer.gpus, low, nan if high is None else high)
 
 
 def _row(
@@ -185,21 +185,20 @@ def _row(
     metric: str,
     seeds: range,
     runs: dict[tuple[str, int], _Run],
-    plans: dict[str, Interval],
+    others: dict[tuple[str, str], Interval],
 ) -> Row:
-    known, nothing, is_baseline = quantity(metric), Interval(nan), variant.name == options.baseline
+    known, nothing, names = quantity(metric), Interval(nan), (variant.name, options.baseline)
     if variant.config is None:
         return Row(variant.name, known, nothing, nothing, nothing)
-    if not known.key:
-        level, base = plans[variant.name], plans[options.baseline]
-        # Two plans, each with an interval of its own: the widest that they allow.
-        ratio = Interval(level.value / base.value, level.low / base.high, level.high / base.low)
-        difference = Interval(level.value - base.value, level.low - base.high, level.high - base.low)
-    else:
-        values, base_values = ([runs[name, seed].values[metric] for seed in seeds] for name in (variant.name, options.baseline))
+    if known.key:
+        values, base_values = ([runs[name, seed].values[metric] for seed in seeds] for name in names)
         level = Interval.of_mean(values, options.confidence)
         ratio = Interval.of_ratios(values, base_values, options.confidence)
         difference = Interval.of_differences(values, base_values, options.confidence)
+    else:
+        level, base = (others[name, metric] for name in names)
+        ratio, difference = level.over(base), level.minus(base)
+    is_baseline = variant.name == options.baseline
     return Row(variant.name, known, level, nothing if is_baseline else ratio, nothing if is_baseline else difference)
 
 
@@ -213,7 +212,7 @@ def _hindrance(comparison: Comparison, name: str) -> str:
     """Why nothing can be said of a variant; empty if it can."""
     variant = next(variant for variant in comparison.variants if variant.name == name)
     if variant.missing:
-        return f"{name} was not measured"
+        return f"{name} is left out"
     for of in dict.fromkeys((name, comparison.options.baseline)):
         feature, share = max(comparison.outside.get(of, {}).items(), key=lambda item: item[1], default=("", 0.0))
         if share >= MOSTLY:

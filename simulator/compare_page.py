@@ -37,7 +37,7 @@ def _changes(comparison: Comparison, metric: str) -> Chart | None:
     if not rows:
         return None
     known = rows[0].quantity
-    scale = 1.0 if known.relative else 100.0
+    scale = known.points if not known.relative else 1.0
     figure = axes("ratio to the baseline" if known.relative else "difference to the baseline, percentage points", "")
     figure.add_vline(x=1.0 if known.relative else 0.0, line={"color": "#9aa5b1", "width": 1})
     compared_as = "ratio" if known.relative else "difference"

@@ -7,6 +7,7 @@ import textwrap
 from math import inf, isnan
 from typing import Any
 
+from simulator.accuracy import accuracy_text
 from simulator.compare import Comparison, Judged, Row
 from simulator.config import Config
 from simulator.interval import Interval
@@ -54,7 +55,8 @@ def text(comparison: Comparison) -> str:
         for label, sentence in verdicts(comparison):
             lines += textwrap.wrap(f"{label}: {sentence}", WIDTH, subsequent_indent="    ", break_on_hyphens=False)
         parts.append("\n".join(lines))
-    parts += ["\n".join(textwrap.wrap(sentence, WIDTH, break_on_hyphens=False)) for _, sentence in facts(comparison)]
+    for label, sentence in facts(comparison):
+        parts.append(textwrap.fill(f"{label}: {sentence}", WIDTH, subsequent_indent="    ", break_on_hyphens=False))
     return "\n\n".join(parts)
 
 
@@ -74,7 +76,7 @@ def table(comparison: Comparison) -> list[list[str]]:
     for metric in comparison.options.metrics:
         for number, variant in enumerate(comparison.variants):
             row = comparison.row(variant.name, metric)
-            value = "not measured" if variant.missing else _level(row)
+            value = "left out" if variant.missing else _level(row)
             rows.append(["" if number else row.quantity.label, variant.name, value, *_change(row)])
     return rows
 
@@ -96,7 +98,7 @@ def _change(row: Row) -> tuple[str, str]:
 
 
 def _change_text(row: Row, value: float) -> str:
-    return f"× {value:.3f}" if row.quantity.relative else f"{100 * value:+.1f} points"
+    return f"× {value:.3f}" if row.quantity.relative else f"{row.quantity.points * value:+.1f} points"
 
 
 def verdicts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -127,8 +129,8 @@ def _figure(judged: Judged, value: float) -> str:
     known = quantity(judged.claim.metric)
     if judged.claim.compared_as == "ratio":
         return f"× {value:.2f}"
-    if judged.claim.compared_as == "difference" and known.kind == "share":
-        return f"{100 * value:+.1f} points"
+    if judged.claim.compared_as == "difference" and not known.relative:
+        return f"{known.points * value:+.1f} points"
     return known.text(value)
 
 
@@ -143,7 +145,10 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     paired = "one run each" if seeds == 1 else f"{seeds} runs each; the i-th runs of all variants meet the same traffic (paired t)"
     if comparison.runs:
         found.append(("runs", paired))
-    found += [("not measured", f"{variant.name}: {variant.missing}") for variant in comparison.variants if variant.missing]
+    found += [("left out", f"{variant.name}: {variant.missing}") for variant in comparison.variants if variant.missing]
+    for variant in comparison.variants:
+        if variant.config is not None and (known := accuracy_text(variant.config)):
+            found.append(("accuracy", known))
     for name, shares in comparison.outside.items():
         parts = [f"{feature} in {share:.0%} of the time" for feature, share in shares.items() if share >= LEAST_OUTSIDE]
         if parts:
@@ -163,7 +168,7 @@ def summary(comparison: Comparison) -> dict[str, Any]:
         "baseline": comparison.options.baseline,
         "confidence": comparison.options.confidence,
         "seeds": list(comparison.seeds),
-        "variants": [{"name": v.name, "overrides": list(v.overrides), "not_measured": v.missing or None} for v in comparison.variants],
+        "variants": [{"name": v.name, "overrides": list(v.overrides), "left_out": v.missing or None} for v in comparison.variants],
         "rows": [
             {
                 "variant": row.variant,

@@ -111,6 +111,10 @@ class PlanConfig(Spec):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     hours: float | None = Field(None, gt=0)
     """Simulated steady state of a run; null: as long as the answer needs."""
+    opts: Literal["all"] | list[str] | dict[str, list[str]] | None = None
+    """Optimizations to weigh against each other: names from `conf/opt/`, or overrides by name, or `all` that were measured."""
+    max_accuracy_drop: float | None = Field(None, ge=0)
+    """Percentage points that an optimization may lose by what is published; null: as long as it does not collapse."""
     workers: int | None = Field(None, ge=1)
     """Processes; null: one a core."""
 
@@ -280,6 +284,16 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     except ValidationError as error:
         where = one_line(error, composed, "config").removeprefix("config.").removeprefix("config: ")
         raise UserError(f"{path}: {where}") from None
+
+
+def merged(overrides: list[str], changes: list[str]) -> list[str]:
+    """Both, where the later of two for the same key is the one that holds."""
+    keys = {_key(text) for text in changes}
+    return [*(text for text in overrides if _key(text) not in keys), *changes]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
 
 
 def compose_file(path: Path, overrides: list[str]) -> dict[str, Any]:

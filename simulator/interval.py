@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, nan, sqrt
+from math import exp, hypot, log, nan, sqrt
 
 import numpy as np
 from scipy.special import stdtrit
@@ -42,3 +42,18 @@ class Interval:
             return cls(nan)
         logs = cls.of_mean([float(np.log(value / base)) for value, base in zip(values, baseline, strict=True)], confidence)
         return cls(exp(logs.value), exp(logs.low), exp(logs.high))
+
+    def minus(self, other: Interval) -> Interval:
+        """The difference of two independent figures: the distances to their ends add in squares (Zou and Donner 2008)."""
+        low = hypot(self.value - self.low, other.high - other.value)
+        high = hypot(self.high - self.value, other.value - other.low)
+        difference = self.value - other.value
+        return Interval(difference, difference - low, difference + high)
+
+    def over(self, other: Interval) -> Interval:
+        """The ratio of two independent figures, by the logarithms; NaN where one is not above 0."""
+        logs = self._log().minus(other._log())
+        return Interval(exp(logs.value), exp(logs.low), exp(logs.high))
+
+    def _log(self) -> Interval:
+        return Interval(*(log(end) if end > 0 else nan for end in (self.value, self.low, self.high)))

@@ -8,10 +8,11 @@ from difflib import get_close_matches
 from math import isnan, nan
 from typing import Any, Literal
 
+from simulator.accuracy import LABELS
 from simulator.summary import BENCH_NAMES
 from simulator.wording import duration
 
-Kind = Literal["s", "ms", "share", "count", "rate"]
+Kind = Literal["s", "ms", "share", "percent", "count", "rate"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,12 @@ class Quantity:
     @property
     def relative(self) -> bool:
         """Whether variants are compared by their ratio; shares are by their difference."""
-        return self.kind != "share"
+        return self.kind not in {"share", "percent"}
+
+    @property
+    def points(self) -> float:
+        """Percentage points in 1 of a difference."""
+        return 100.0 if self.kind == "share" else 1.0
 
     def read(self, figures: Mapping[str, Any]) -> float:
         """Its value in a run's figures, in the unit of its name; NaN where the run has none."""
@@ -41,6 +47,8 @@ class Quantity:
             return "–"
         if self.kind == "share":
             return f"{value:.1%}"
+        if self.kind == "percent":
+            return f"{value:.1f}%"
         if self.kind in {"s", "ms"}:
             return duration(value / 1000 if self.kind == "ms" else value)
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
@@ -65,6 +73,8 @@ _OTHERS: list[tuple[str, str, str, Kind]] = [
     ("slot_use", "slot use", "straggler_slot_use", "share"),
     ("tail_share", "straggler time", "straggler_tail", "share"),
     ("gpus", "GPUs", "", "count"),
+    ("accuracy.mean", "accuracy, mean", "", "percent"),
+    *((f"accuracy.{name}", f"accuracy, {label}", "", "percent") for name, label in LABELS.items()),
 ]
 
 
@@ -80,7 +90,7 @@ def _all() -> dict[str, Quantity]:
 
 
 QUANTITIES = _all()
-"""By name. `gpus` is a plan's answer."""
+"""By name. `gpus` is a plan's answer, and accuracies are published, not simulated."""
 
 
 def quantity(name: str) -> Quantity:

@@ -148,6 +148,19 @@ def test_variants_are_compared(here: Path) -> None:
     assert json.loads((folder / "manifest.json").read_text())["variants"]["crowded"]["engine"] == {"max_num_seqs": 4}
 
 
+def test_optimizations_are_weighed(here: Path) -> None:
+    short = ["workload.arrivals.rate=1", "plan.hours=0.01", "plan.num_seeds=2", "workload.lengths.max_tokens=100"]
+    code, stdout, stderr = run("own.yaml", "command=plan", "plan.opts=[none,kv_fp8]", *short, cwd=here)
+    assert code == 0, stderr
+    assert stdout.startswith("You need 1 GPU for r1-distill-qwen-7b on h100-sxm, without an optimization")
+    assert "GSM8K 83 → 9" in stdout
+    folder = results(here)
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "summary.json", "report.html"}
+    none, kv_fp8 = json.loads((folder / "summary.json").read_text())["options"]
+    assert (none["gpus"], kv_fp8["gpus"]) == (1, None)
+    assert "plan.max_accuracy_drop=46" in kv_fp8["left_out"]
+
+
 def test_a_reader_that_stops_is_no_error(here: Path) -> None:
     with start("own.yaml", cwd=here) as process:
         assert process.stdout is not None
@@ -202,7 +215,9 @@ MISTAKES = {
     "endless": (["own.yaml", "run.num_requests=null"], ["run.duration_s", "run.num_requests"]),
     "missing value": (["own.yaml", "seed=???"], ["seed"]),
     "interpolation": (["own.yaml", "seed=${sed}"], ["seed", "sed"]),
-    "no cost model": (["own.yaml", "opt=gptq"], ["gptq-kv_auto-tp1", "bf16-kv_auto-tp1"]),
+    "no cost model": (["own.yaml", "opt.weights=int3"], ["int3-kv_auto-tp1", "bf16-kv_auto-tp1"]),
+    "accuracy lost": (["own.yaml", "command=plan", "opt=kv_fp8"], ["GSM8K 83 → 9", "plan.max_accuracy_drop=46"]),
+    "unknown optimization to weigh": (["own.yaml", "command=plan", "plan.opts=[awk]"], ["plan.opts", "opt/awk", "awq"]),
     "not simulated": (["own.yaml", "opt=eagle3"], ["opt", "speculative"]),
     "missing artifact": (["own.yaml", "cost_model=nope.json"], ["nope.json", "no such file"]),
     "corrupt artifact": (["own.yaml", "cost_model=corrupt.json"], ["corrupt.json", "JSON"]),

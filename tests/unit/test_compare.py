@@ -10,9 +10,10 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from simulator.compare import Comparison, compare, merged
+from simulator.compare import Comparison, compare
 from simulator.compare_page import page
 from simulator.compare_report import summary, table, text
+from simulator.config import merged
 from simulator.errors import UserError
 from simulator.interval import Interval
 from simulator.quantity import QUANTITIES, quantity
@@ -30,7 +31,7 @@ compare:
     same: []
     one_seat: [engine.max_num_seqs=1]
     kv_fp8: [opt=kv_fp8]
-    gptq: [opt=gptq]
+    int3: [opt.weights=int3]
   metrics: [duration_s, tpot_ms.mean, e2e_s.p99, kv_usage.mean, running.max, preemptions]
   num_seeds: 4
   workers: 1
@@ -38,7 +39,7 @@ compare:
     - {variant: one_seat, metric: duration_s, low: 2, source: by definition}
     - {variant: one_seat, metric: running.max, of: value, low: 0.5, high: 1.5, source: by definition}
     - {variant: same, metric: duration_s, low: 1.5, high: 2, source: a wrong paper, caveat: other GPUs}
-    - {variant: gptq, metric: duration_s, low: 0.56, high: 0.65, source: Table 10}
+    - {variant: int3, metric: duration_s, low: 0.56, high: 0.65, source: Table 10}
     - {variant: kv_fp8, metric: kv_usage.mean, source: a poster, unjudged: it names no pool}
 """
 
@@ -98,6 +99,15 @@ def test_one_run_or_an_infinite_one_tells_no_interval() -> None:
     assert isnan(Interval.of_mean([3.0], 0.95).low)
     assert isnan(Interval.of_mean([3.0, inf], 0.95).low)
     assert isnan(Interval.of_ratios([0.0, 1.0], [1.0, 1.0], 0.95).value)
+
+
+def test_independent_figures_differ_by_their_errors_in_squares() -> None:
+    one, other = Interval(80.0, 77.0, 84.0), Interval(50.0, 46.0, 53.0)
+    found = one.minus(other)
+    assert (found.value, found.low, found.high) == pytest.approx((30, 30 - 18**0.5, 30 + 32**0.5))
+    ratio = Interval(4.0, 2.0, 8.0).over(Interval(2.0, 2.0, 2.0))
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2, 1, 4))
+    assert isnan(one.over(Interval(0.0, -1.0, 1.0)).value)
 
 
 # -- verdicts --------------------------------------------------------------------------------------------------------------
@@ -163,15 +173,15 @@ def test_variants_meet_the_same_traffic(compared: Comparison) -> None:
 def test_the_verdicts(compared: Comparison) -> None:
     words = [judged.verdict.word for judged in compared.judged]
     assert words == ["agrees", "agrees", "disagrees", "cannot be judged", "cannot be judged"]
-    assert [judged.verdict.reason for judged in compared.judged] == ["", "", "other GPUs", "gptq was not measured", "it names no pool"]
+    assert [judged.verdict.reason for judged in compared.judged] == ["", "", "other GPUs", "int3 is left out", "it names no pool"]
 
 
 def test_what_was_not_measured_is_an_answer(compared: Comparison) -> None:
-    [gptq] = [variant for variant in compared.variants if variant.name == "gptq"]
-    assert gptq.config is None
-    assert "bf16-kv_fp8-tp1" in gptq.missing
-    assert isnan(compared.row("gptq", "duration_s").level.value)
-    assert "not measured" in text(compared)
+    [int3] = [variant for variant in compared.variants if variant.name == "int3"]
+    assert int3.config is None
+    assert "bf16-kv_fp8-tp1" in int3.missing
+    assert isnan(compared.row("int3", "duration_s").level.value)
+    assert "left out" in text(compared)
 
 
 def test_processes_change_nothing(config: Path, compared: Comparison) -> None:
@@ -223,10 +233,10 @@ def test_a_plan_is_compared_in_gpus(tmp_path: Path) -> None:
         (["~compare.variants", "compare.claims=[]"], "compare.variants"),
         (["compare.metrics=[duration]"], "duration.*did you mean duration_s"),
         (["compare.claims=[{variant: b, metric: duration_s, low: 1, source: x}]"], "'b'"),
-        (["compare.claims=[{variant: gptq, metric: ttft_s.p50, low: 1, source: x}]"], "ttft_s.p50"),
+        (["compare.claims=[{variant: int3, metric: ttft_s.p50, low: 1, source: x}]"], "ttft_s.p50"),
         (["compare=null"], "compare.variants"),
         (["slo=null", "compare.metrics=[gpus]", "compare.claims=[]"], "gpus"),
-        (["opt=gptq"], "no cost model"),
+        (["opt.weights=int3"], "no cost model"),
     ],
 )
 def test_mistakes_name_the_place(config: Path, overrides: list[str], said: str) -> None:
@@ -263,7 +273,7 @@ def test_the_page_draws_a_figure_a_metric_that_changed(compared: Comparison) -> 
 
 
 def test_every_quantity_is_a_figure_of_a_run(config: Path) -> None:
-    names = [name for name in QUANTITIES if name != "gpus"]
+    names = [name for name in QUANTITIES if quantity(name).key]
     found = compare(
         config, [f"compare.metrics=[{','.join(names)}]", "compare.variants={same: []}", "compare.claims=[]", "compare.num_seeds=2"]
     )
