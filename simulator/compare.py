@@ -105,9 +105,7 @@ def compare(path: str | Path, overrides: list[str] | None = None) -> Comparison:
     options = config.compare
     if options is None:
         raise UserError(f"{path}: command: compare needs compare.variants and compare.metrics")
-    config.load_cost()
-    variants = [Variant(options.baseline, (), config)]
-    variants += [_variant(path, overrides, name, changes) for name, changes in options.variants.items()]
+    variants = [_variant(options, path, overrides, name, changes) for name, changes in {options.baseline: [], **options.variants}.items()]
     seeds = range(config.seed, config.seed + (1 if isinstance(config.workload, ReplaySpec) else options.num_seeds))
     runs = _simulate(options, variants, seeds)
     others = _others(options, variants)
@@ -119,15 +117,16 @@ def compare(path: str | Path, overrides: list[str] | None = None) -> Comparison:
     return found
 
 
-def _variant(path: str | Path, overrides: list[str], name: str, changes: list[str]) -> Variant:
+def _variant(options: CompareConfig, path: str | Path, overrides: list[str], name: str, changes: list[str]) -> Variant:
     try:
         config = load(path, merged(overrides, changes))
-        config.load_cost()
+        if any(not metric.startswith("accuracy.") for metric in options.metrics):
+            config.load_cost()
     except NotMeasuredError as error:
         return Variant(name, tuple(changes), None, str(error))
     except UserError as error:
-        raise UserError(f"compare.variants.{name}: {error}") from None
-    refused = refusal(config) if config.compare and "gpus" in config.compare.metrics else ""
+        raise UserError(f"compare.variants.{name}: {error}" if changes else str(error)) from None
+    refused = refusal(config) if "gpus" in options.metrics else ""
     return Variant(name, tuple(changes), None if refused else config, refused)
 
 
@@ -153,7 +152,7 @@ def _run(options: CompareConfig, configs: dict[str, Config], task: tuple[str, in
     itl = any(metric.startswith("itl") for metric in options.metrics)
     figures = summary(result, config.slo, options.window_s, itl=itl)
     values = {metric: quantity(metric).read(figures) for metric in options.metrics if quantity(metric).key}
-    return _Run(values, outside_domain(result, options.window_s), scenario.workload.description)
+    return _Run(values, outside_domain(result, options.window_s), scenario.workload.description.rpartition("; ")[0])
 
 
 def _others(options: CompareConfig, variants: list[Variant]) -> dict[tuple[str, str], Interval]:
@@ -187,17 +186,18 @@ def _row(
     runs: dict[tuple[str, int], _Run],
     others: dict[tuple[str, str], Interval],
 ) -> Row:
-    known, nothing, names = quantity(metric), Interval(nan), (variant.name, options.baseline)
-    if variant.config is None:
-        return Row(variant.name, known, nothing, nothing, nothing)
-    if known.key:
-        values, base_values = ([runs[name, seed].values[metric] for seed in seeds] for name in names)
-        level = Interval.of_mean(values, options.confidence)
-        ratio = Interval.of_ratios(values, base_values, options.confidence)
-        difference = Interval.of_differences(values, base_values, options.confidence)
-    else:
-        level, base = (others[name, metric] for name in names)
+    known, nothing, confidence = quantity(metric), Interval(nan), options.confidence
+    if not known.key:
+        level, base = (others.get((name, metric), nothing) for name in (variant.name, options.baseline))
         ratio, difference = level.over(base), level.minus(base)
+    elif variant.config is None:
+        level = ratio = difference = nothing
+    else:
+        values = [runs[variant.name, seed].values[metric] for seed in seeds]
+        base_values = [runs[options.baseline, seed].values[metric] if (options.baseline, seed) in runs else nan for seed in seeds]
+        level = Interval.of_mean(values, confidence)
+        ratio = Interval.of_ratios(values, base_values, confidence)
+        difference = Interval.of_differences(values, base_values, confidence)
     is_baseline = variant.name == options.baseline
     return Row(variant.name, known, level, nothing if is_baseline else ratio, nothing if is_baseline else difference)
 
@@ -210,9 +210,9 @@ def _judge(comparison: Comparison, claim: Claim) -> Judged:
 
 def _hindrance(comparison: Comparison, name: str) -> str:
     """Why nothing can be said of a variant; empty if it can."""
-    variant = next(variant for variant in comparison.variants if variant.name == name)
-    if variant.missing:
-        return f"{name} is left out"
+    missing = [variant.name for variant in comparison.variants if variant.missing and variant.name in {name, comparison.options.baseline}]
+    if missing:
+        return f"{missing[-1]} is left out"
     for of in dict.fromkeys((name, comparison.options.baseline)):
         feature, share = max(comparison.outside.get(of, {}).items(), key=lambda item: item[1], default=("", 0.0))
         if share >= MOSTLY:

@@ -9,7 +9,6 @@ from typing import Any
 
 from simulator.accuracy import accuracy_text
 from simulator.compare import Comparison, Judged, Row
-from simulator.config import Config
 from simulator.interval import Interval
 from simulator.quantity import quantity
 from simulator.wording import table_text
@@ -31,8 +30,15 @@ def show(comparison: Comparison) -> None:
     from simulator.compare_page import page
     from simulator.results import folder, manifest, to_json, write_folder
 
-    contents = manifest(comparison.config, comparison.traffic.get(comparison.options.baseline, ""))
-    contents["variants"] = {variant.name: _dump(variant.config) for variant in comparison.variants[1:]}
+    traffic, simulated = comparison.traffic, {name for name, _ in comparison.runs}
+    contents = {
+        "comparison": comparison.options.model_dump(mode="json", exclude={"workers"}),
+        "variants": {
+            variant.name: manifest(variant.config, traffic.get(variant.name, ""), cost_model=variant.name in simulated)
+            for variant in comparison.variants
+            if variant.config is not None
+        },
+    }
     texts = {"manifest.json": to_json(contents), "summary.json": to_json(summary(comparison)), "report.html": page(comparison)}
     runs = comparison.runs
     columns: dict[str, Any] = {"variant": np.array([name for name, _ in runs]), "seed": np.array([seed for _, seed in runs])}
@@ -41,10 +47,6 @@ def show(comparison: Comparison) -> None:
     target = write_folder(folder(comparison.config, contents), texts, {"runs.parquet": columns} if runs else {})
     sys.stdout.write(f"{text(comparison)}\n\nreport: {target / 'report.html'}\n")
     sys.stdout.flush()
-
-
-def _dump(config: Config | None) -> Any:
-    return None if config is None else config.model_dump(mode="json", exclude={"out", "compare"})
 
 
 def text(comparison: Comparison) -> str:
@@ -112,7 +114,8 @@ def verdict_text(judged: Judged) -> str:
     known = quantity(claim.metric)
     published = f"published {_range(judged)} ({claim.source})" if claim.edges != (-inf, inf) else claim.source
     simulated = "" if isnan(found.value) else f", simulated {_figure(judged, found.value)}{_between(judged, found)}"
-    reason = f"; {judged.verdict.reason}" if judged.verdict.reason else ""
+    maybe = "perhaps: " if judged.verdict.word == "disagrees" else ""
+    reason = f"; {maybe}{judged.verdict.reason}" if judged.verdict.reason else ""
     return f"{claim.variant}, {known.label}{'' if claim.compared_as == 'value' else ' to baseline'}: {published}{simulated}{reason}"
 
 
@@ -146,9 +149,8 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     if comparison.runs:
         found.append(("runs", paired))
     found += [("left out", f"{variant.name}: {variant.missing}") for variant in comparison.variants if variant.missing]
-    for variant in comparison.variants:
-        if variant.config is not None and (known := accuracy_text(variant.config)):
-            found.append(("accuracy", known))
+    known = [accuracy_text(variant.config) for variant in comparison.variants if variant.config is not None]
+    found += [("accuracy", sentence) for sentence in dict.fromkeys(known) if sentence]
     for name, shares in comparison.outside.items():
         parts = [f"{feature} in {share:.0%} of the time" for feature, share in shares.items() if share >= LEAST_OUTSIDE]
         if parts:

@@ -28,8 +28,8 @@ class Quantity:
 
     @property
     def relative(self) -> bool:
-        """Whether variants are compared by their ratio; shares are by their difference."""
-        return self.kind not in {"share", "percent"}
+        """Whether variants are compared by their ratio; shares are by their difference, but those of a pool whose size is arbitrary."""
+        return self.kind not in {"share", "percent"} or self.name.startswith("kv_usage")
 
     @property
     def points(self) -> float:

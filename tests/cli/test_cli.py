@@ -145,7 +145,7 @@ def test_variants_are_compared(here: Path) -> None:
     assert crowded["ratio"]["low"] > 1
     runs = pq.read_table(folder / "runs.parquet").to_pylist()
     assert [(row["variant"], row["seed"]) for row in runs] == [("baseline", 0), ("baseline", 1), ("crowded", 0), ("crowded", 1)]
-    assert json.loads((folder / "manifest.json").read_text())["variants"]["crowded"]["engine"] == {"max_num_seqs": 4}
+    assert json.loads((folder / "manifest.json").read_text())["variants"]["crowded"]["config"]["engine"] == {"max_num_seqs": 4}
 
 
 def test_optimizations_are_weighed(here: Path) -> None:

@@ -184,6 +184,28 @@ def test_what_was_not_measured_is_an_answer(compared: Comparison) -> None:
     assert "left out" in text(compared)
 
 
+def test_a_baseline_that_was_not_measured_leaves_the_levels(small: Path) -> None:
+    claimed = "compare.claims=[{variant: kv, metric: duration_s, low: 1, source: x}]"
+    found = compare(small, ["opt.weights=int3", "compare.variants.kv=['opt=kv_fp8','opt.weights=bf16']", claimed])
+    assert [bool(variant.missing) for variant in found.variants] == [True, True, False]
+    assert found.row("kv", "duration_s").level.value > 0
+    assert [(judged.verdict.word, judged.verdict.reason) for judged in found.judged] == [("cannot be judged", "bf16 is left out")]
+
+
+def test_accuracy_needs_no_cost_model(small: Path) -> None:
+    asked = [
+        "model=qwen2.5-14b",
+        "compare.variants.r1=['model=r1-distill-qwen-14b','opt.weights=awq']",
+        "compare.metrics=[accuracy.aime24]",
+    ]
+    found = compare(small, ["gpu=cpu", *asked])
+    row = found.row("r1", "accuracy.aime24")
+    assert row.change.value == pytest.approx(34.4 - 3.5, abs=0.1)
+    assert 20 < row.change.low < row.change.value < row.change.high < 40
+    assert found.runs == {}
+    assert "+30.9 points" in text(found)
+
+
 def test_processes_change_nothing(config: Path, compared: Comparison) -> None:
     assert compare(config, ["compare.workers=2"]).runs == compared.runs
 
@@ -236,7 +258,6 @@ def test_a_plan_is_compared_in_gpus(tmp_path: Path) -> None:
         (["compare.claims=[{variant: int3, metric: ttft_s.p50, low: 1, source: x}]"], "ttft_s.p50"),
         (["compare=null"], "compare.variants"),
         (["slo=null", "compare.metrics=[gpus]", "compare.claims=[]"], "gpus"),
-        (["opt.weights=int3"], "no cost model"),
     ],
 )
 def test_mistakes_name_the_place(config: Path, overrides: list[str], said: str) -> None:
