@@ -196,6 +196,7 @@ def _row(
         values = [runs[variant.name, seed].values[metric] for seed in seeds]
         base_values = [runs[options.baseline, seed].values[metric] if (options.baseline, seed) in runs else nan for seed in seeds]
         level = Interval.of_mean(values, confidence)
+        level = level.within(0.0, 1.0) if known.kind == "share" else level
         ratio = Interval.of_ratios(values, base_values, confidence)
         difference = Interval.of_differences(values, base_values, confidence)
     is_baseline = variant.name == options.baseline

@@ -26,12 +26,12 @@ def page(comparison: Comparison) -> str:
         headline=headline(comparison),
         facts=facts(comparison),
         table=f'<div class="prose">{tables}</div>',
-        drawn=[chart for metric in comparison.options.metrics if (chart := _changes(comparison, metric))],
+        drawn=[chart for metric in comparison.options.metrics if (chart := changes(comparison, metric))],
     )
 
 
-def _changes(comparison: Comparison, metric: str) -> Chart | None:
-    """Each variant's change with its interval, and what was published about it."""
+def changes(comparison: Comparison, metric: str) -> Chart | None:
+    """Each variant's change with its interval, and what was published about it; None: nothing changed that could be compared."""
     rows = [comparison.row(variant.name, metric) for variant in comparison.variants[1:]]
     rows = [row for row in rows if not isnan(row.change.value)]
     if not rows:

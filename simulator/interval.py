@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, hypot, log, nan, sqrt
+from math import exp, hypot, isnan, log, nan, sqrt
 
 import numpy as np
 from scipy.special import stdtrit
@@ -42,6 +42,10 @@ class Interval:
             return cls(nan)
         logs = cls.of_mean([float(np.log(value / base)) for value, base in zip(values, baseline, strict=True)], confidence)
         return cls(exp(logs.value), exp(logs.low), exp(logs.high))
+
+    def within(self, least: float, most: float) -> Interval:
+        """Its ends kept to what the figure can be."""
+        return Interval(self.value, *(end if isnan(end) else min(max(end, least), most) for end in (self.low, self.high)))
 
     def minus(self, other: Interval) -> Interval:
         """The difference of two independent figures: the distances to their ends add in squares (Zou and Donner 2008)."""
