@@ -8,7 +8,8 @@ from math import nan
 from pathlib import Path
 
 from simulator.accuracy import refusal, score_of
-from simulator.config import CompareConfig, Config, load, merged
+from simulator.comparison import CompareConfig
+from simulator.config import Config, load, merged
 from simulator.domain import outside_domain
 from simulator.errors import NotMeasuredError, UserError
 from simulator.interval import Interval

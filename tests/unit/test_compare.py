@@ -158,7 +158,7 @@ def test_the_same_service_is_the_same_seed_by_seed(compared: Comparison) -> None
     for metric in ("duration_s", "tpot_ms.mean", "e2e_s.p99"):
         ratio = compared.row("same", metric).ratio
         assert (ratio.value, ratio.low, ratio.high) == (1, 1, 1)
-    assert compared.row("same", "kv_usage.mean").change.value == 0
+    assert compared.row("same", "kv_usage.mean").difference.value == 0
 
 
 def test_variants_meet_the_same_traffic(compared: Comparison) -> None:
