@@ -257,6 +257,7 @@ def test_a_plan_is_compared_in_gpus(tmp_path: Path) -> None:
         (["compare.claims=[{variant: b, metric: duration_s, low: 1, source: x}]"], "'b'"),
         (["compare.claims=[{variant: int3, metric: ttft_s.p50, low: 1, source: x}]"], "ttft_s.p50"),
         (["compare=null"], "compare.variants"),
+        (["run.num_requests=null"], "num_requests"),
         (["slo=null", "compare.metrics=[gpus]", "compare.claims=[]"], "gpus"),
     ],
 )
