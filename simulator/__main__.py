@@ -15,9 +15,10 @@ HELP = """\
 How many GPUs do I need to serve this reasoning model, for this traffic, within these latencies?
 
 CONFIG is a YAML file. Its `command` says what is done:
-  plan        finds the smallest number of GPUs that meets the SLOs
+  plan        finds the smallest number of GPUs that meets the SLOs; plan.opts=all says with which optimization it is the smallest
   simulate    runs one service and says what its clients saw
   crossover   compares speculative decoding with none over the batch size
+  compare     runs variants of a service under the same traffic, and says what was published about them and whether it agrees
 
 Any key of it can be given anew:
   python -m simulator conf/capacity_planning.yaml
@@ -50,10 +51,14 @@ def main(arguments: list[str]) -> int:
         parser.add_argument("overrides", metavar="key=value", nargs="*", help="overrides of its keys and groups")
         given = parser.parse_args(arguments)
         config = load(given.config, given.overrides)
-        if config.command == "plan":
+        if config.command == "plan" and config.plan.opts is not None:
+            _choose(given.config, given.overrides)
+        elif config.command == "plan":
             _plan(config)
         elif config.command == "crossover":
             _crossover(config)
+        elif config.command == "compare":
+            _compare(given.config, given.overrides)
         else:
             _simulate(config)
         sys.stdout.flush()
@@ -104,6 +109,20 @@ def _plan(config: Config) -> None:
     from simulator.report import show
 
     show(config, plan(config))
+
+
+def _choose(path: str, overrides: list[str]) -> None:
+    from simulator.choice import choose
+    from simulator.choice_report import show
+
+    show(choose(path, overrides))
+
+
+def _compare(path: str, overrides: list[str]) -> None:
+    from simulator.compare import compare
+    from simulator.compare_report import show
+
+    show(compare(path, overrides))
 
 
 if __name__ == "__main__":

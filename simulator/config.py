@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from simulator.acceptance import AcceptanceSpec
+from simulator.comparison import CompareConfig
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig, SpeculativeConfig
 from simulator.errors import UserError
@@ -128,6 +129,10 @@ class PlanConfig(Spec):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     hours: float | None = Field(None, gt=0)
     """Simulated steady state of a run; null: as long as the answer needs."""
+    opts: Literal["all"] | list[str] | dict[str, list[str]] | None = None
+    """Optimizations to weigh against each other: names from `conf/opt/`, or overrides by name, or `all` that were measured."""
+    max_accuracy_drop: float | None = Field(None, ge=0)
+    """Percentage points that an optimization may lose by what is published; null: as long as it does not collapse."""
     workers: int | None = Field(None, ge=1)
     """Processes; null: one a core."""
 
@@ -143,7 +148,7 @@ class CrossoverConfig(Spec):
 class Config(Spec):
     """One run of `python -m simulator`."""
 
-    command: Literal["simulate", "plan", "crossover"]
+    command: Literal["simulate", "plan", "compare", "crossover"]
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     """Of the folder of its results; the file's name unless given."""
     seed: int = Field(0, ge=0)
@@ -164,6 +169,7 @@ class Config(Spec):
     slo: Slos | None = None
     plan: PlanConfig = PlanConfig()
     crossover: CrossoverConfig = CrossoverConfig()
+    compare: CompareConfig | None = None
     out: str = "results"
     """Folder that gets the folder of the results."""
 
@@ -184,6 +190,15 @@ class Config(Spec):
         endless = isinstance(self.workload, OpenSpec) or self.workload.kind == "clients"
         if self.command == "simulate" and endless and self.run.duration_s is None and self.run.num_requests is None:
             raise ValueError("give run.duration_s or run.num_requests, else the arrivals never end")
+        return self
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Config:
+        if self.command == "compare":
+            if self.compare is None:
+                raise ValueError("command: compare needs compare.variants and compare.metrics")
+            if "gpus" in self.compare.metrics and self.slo is None:
+                raise ValueError("the metric gpus needs a limit in slo, such as slo.tpot_ms.p99=13")
         return self
 
     @property
@@ -289,6 +304,16 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     except ValidationError as error:
         where = one_line(error, composed, "config").removeprefix("config.").removeprefix("config: ")
         raise UserError(f"{path}: {where}") from None
+
+
+def merged(overrides: list[str], changes: list[str]) -> list[str]:
+    """Both, where the later of two for the same key is the one that holds."""
+    keys = {_key(text) for text in changes}
+    return [*(text for text in overrides if _key(text) not in keys), *changes]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
 
 
 def compose_file(path: Path, overrides: list[str]) -> dict[str, Any]:

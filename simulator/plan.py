@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from simulator.accuracy import accuracy_text, refusal
 from simulator.candidate import Candidate
-from simulator.errors import InvariantError, NothingFitsError
+from simulator.errors import InvariantError, NothingFitsError, UserError
 from simulator.pool import Pool
 from simulator.search import Search
 from simulator.sizing import FILLED, MOST_LIFETIMES, NS_PER_S, Demand
@@ -64,6 +65,8 @@ class Plan:
     """What was served, in a line."""
     caveats: tuple[str, ...] = ()
     """What the reader must know about the traffic."""
+    accuracy: str = ""
+    """What is published about the accuracy of the model's optimization; empty for the plain model."""
 
     @property
     def gpus(self) -> int | None:
@@ -95,9 +98,12 @@ def plan(config: Config) -> Plan:
     """Answers the question of a configuration.
 
     Raises:
-        UserError: it makes no sense. That no number of GPUs will do is an answer, not an error.
+        UserError: it makes no sense, or the optimization loses more accuracy than is allowed. That no number of GPUs will do is an
+            answer, not an error.
     """
-    return answer(Question.of(config), config.plan.workers)
+    if reason := refusal(config):
+        raise UserError(f"opt: {reason}")
+    return replace(answer(Question.of(config), config.plan.workers), accuracy=accuracy_text(config))
 
 
 def answer(question: Question, workers: int | None = None) -> Plan:

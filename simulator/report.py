@@ -19,7 +19,18 @@ WIDTH = 120
 HEIGHT = 23
 """Lines of the text, with room for where the files are on a screen of 25."""
 LABEL = 14
-LESS_IMPORTANT = ("step times", "traffic", "simulated", "extrapolated", "steady state", "how sure", "one fewer", "beware", "binding SLO")
+LESS_IMPORTANT = (
+    "step times",
+    "traffic",
+    "accuracy",
+    "simulated",
+    "extrapolated",
+    "steady state",
+    "how sure",
+    "one fewer",
+    "beware",
+    "binding SLO",
+)
 """What is cut short first where the screen is too low; the page has it all."""
 OBSERVED = ("TTFT p50", "TTFVT p50", "E2E p50", "E2E p99", "GPU busy", "KV max", "running", "waiting")
 """Columns of the table beside those of the SLOs."""
@@ -86,6 +97,7 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
     found += [
         ("simulated", _simulated(plan)),
         ("traffic", traffic(plan)),
+        ("accuracy", plan.accuracy),
         ("step times", _step_times(plan)),
         ("drafts", _drafts(plan)),
         ("extrapolated", _extrapolated(plan)),
@@ -155,6 +167,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "measured_s": None if plan.period is None else plan.period.measured_s,
         "cooldown_s": None if plan.period is None else plan.period.cooldown_s,
         "settled": plan.settled,
+        "accuracy": plan.accuracy or None,
         "candidates": [_summary_of(plan, candidate) for candidate in plan.candidates.values()],
     }
 

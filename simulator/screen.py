@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import isinf, isnan
 from typing import Any
 
+from simulator.accuracy import accuracy_text
 from simulator.config import Config
 from simulator.summary import BENCH_NAMES
 from simulator.wording import duration, slo_label, value_text
@@ -29,6 +30,8 @@ def run_text(config: Config, figures: Mapping[str, Any], description: str) -> st
     if figures.get("slo"):
         parts.append("\n".join(_slo_line(outcome) for outcome in figures["slo"]))
     parts += _warnings(figures)
+    if known := accuracy_text(config):
+        parts.append(f"Accuracy: {known}.")
     return "\n\n".join(parts)
 
 

@@ -20,6 +20,8 @@ PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 BENCH_NAMES = {"queue": "queue", "ttft": "ttft", "ttfvt": "ttfvt", "tpot": "tpot", "e2e": "e2el"}
 """Latencies, with the names of `vllm bench serve` where it has one."""
 
+EMPTY = -1
+"""A slot of a batch without a request."""
 STUDY_BATCH = 16
 """Stragglers of traffic without batches are those of so many requests sent one after another: arXiv 2510.18672's batch."""
 
@@ -164,12 +166,15 @@ def stragglers(result: Result, window: Window | None = None) -> dict[str, float]
     loop = result.scenario.workload.loop
     size = loop.batch_size if isinstance(loop, Barrier) else STUDY_BATCH
     rows = np.flatnonzero(sent_in(result, window))
+    if isinstance(loop, Barrier):  # the slots that the last batch leaves empty are unused, too
+        rows = np.append(rows, np.full(-len(rows) % size, EMPTY))
     batches = rows[: len(rows) // size * size].reshape(-1, size)
-    batches = batches[(result.finish_ns[batches] >= 0).all(1)]
+    batches = batches[((batches == EMPTY) | (result.finish_ns[batches] >= 0)).all(1)]
     if not len(batches):
         return {"straggler_batch_size": size, "straggler_slot_use": nan, "straggler_tail": nan}
-    tokens = result.requests.output_tokens[batches]
-    elapsed_ns = np.sort(result.finish_ns[batches] - result.sent_ns[batches], axis=1)
+    empty = batches == EMPTY
+    tokens = np.where(empty, 0, result.requests.output_tokens[batches])
+    elapsed_ns = np.sort(np.where(empty, 0, result.finish_ns[batches] - result.sent_ns[batches]), axis=1)
     most_done = elapsed_ns[:, size - size // 8 - 1]
     return {
         "straggler_batch_size": size,
