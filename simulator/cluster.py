@@ -1,11 +1,10 @@
-"""Replicas behind a router, and the clients in front of it."""
+"""Replicas behind a router."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,18 +13,13 @@ from numpy.typing import NDArray
 
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
-from simulator.events import ARRIVAL, SAMPLE, Instant
+from simulator.events import SAMPLE, Instant
 from simulator.replica import Replica, Snapshot
-from simulator.request import RequestTable
 from simulator.router import Router
-from simulator.sequence import NEVER, Sequence
-from simulator.workload import Barrier, ClosedLoop, OpenLoop
+from simulator.sequence import Sequence
 
 NS_PER_S = 1_000_000_000
 Process = Generator[simpy.Event, Any, None]
-
-SOONEST_NS = 1
-"""From an answer to what its client sends next: never the same instant, whose other step ends may be past or to come."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,112 +36,61 @@ class Timeline:
 
 
 class Cluster:
-    """Equal replicas, and what became of every request (sequences by row; None: not sent)."""
+    """Equal replicas. `accept` routes requests to them, `on_finish` is told of every one that an engine finished."""
 
     def __init__(
         self, env: simpy.Environment, engine: EngineConfig, cost: CostModel, replicas: int, router: Router, stride: int | None
     ) -> None:
         self.env = env
         self.router = router
+        self.on_finish: Callable[[Sequence, int], None] = lambda _sequence, _egress_ns: None
+        self.on_loss: Callable[[Sequence], None] = lambda _sequence: None
         self.replicas = [Replica(env, index, engine, cost, stride, self._finished) for index in range(replicas)]
-        self.done = simpy.Event(env)
-        """Happens when all requests are finished."""
-        self.num_sent = 0
         self._egress_ns = cost.artifact.overheads.egress_ns
         self._samples = array("q")
         """The time, then the snapshot of each replica, and so on."""
-        self._answered: Callable[[], None] = lambda: None
 
     @property
     def now_ns(self) -> int:
         """The simulation clock."""
         return int(self.env.now)
 
-    # -- requests ---------------------------------------------------------------------------------------------------
+    @property
+    def outstanding(self) -> int:
+        """Requests accepted, and neither finished nor left by their clients."""
+        return sum(replica.outstanding for replica in self.replicas)
 
-    def serve(self, requests: RequestTable, loop: OpenLoop | ClosedLoop | Barrier) -> None:
-        """Starts the clients."""
-        n = len(requests)
-        self.sent_ns = np.full(n, NEVER, np.int64)
-        self.finish_ns = np.full(n, NEVER, np.int64)
-        self.replica_of = np.full(n, NEVER, np.int64)
-        self.sequences: list[Sequence | None] = [None] * n
-        self._unfinished = n
-        columns = (requests.prompt_tokens, requests.output_tokens, requests.max_tokens, requests.priority)
-        self._asked = list(zip(*(column.tolist() for column in columns), strict=True))
-        match loop:
-            case OpenLoop():
-                self.env.process(self._send_as_recorded(requests.arrival_ns.tolist()))
-            case ClosedLoop(num_clients=clients, think_s=think_s):
-                think_ns = round(think_s * NS_PER_S)
-                self._answered = lambda: self._send_later(think_ns)
-                self._next_row = min(clients, n)
-                self._send_all(range(self._next_row), 0)
-            case Barrier(batch_size=size):
-                self._batch_left = 0
-                self._answered = lambda: self._send_batch_when_empty(size)
-                self._answered()
-
-    def _send_as_recorded(self, arrival_ns: list[int]) -> Process:
-        for row, at_ns in enumerate(arrival_ns):
-            yield Instant(self.env, at_ns, ARRIVAL)
-            self._send(row)
-
-    def _send_all(self, rows: range, at_ns: int) -> None:
-        for row in rows:
-            self._at(at_ns, partial(self._send, row))
-
-    def _send_later(self, think_ns: int) -> None:
-        if self._next_row < len(self._asked):
-            row = self._next_row
-            self._next_row += 1
-            self._at(self.now_ns + max(self._egress_ns + think_ns, SOONEST_NS), partial(self._send, row))
-
-    def _send_batch_when_empty(self, size: int) -> None:
-        self._batch_left -= 1
-        if self._batch_left > 0:
-            return
-        first = self.num_sent
-        self._batch_left = min(size, len(self._asked) - first)
-        self._send_all(range(first, first + self._batch_left), self.now_ns + max(self._egress_ns, SOONEST_NS) if first else 0)
-
-    def _at(self, at_ns: int, action: Callable[[], None]) -> None:
-        instant = Instant(self.env, at_ns, ARRIVAL)
-        assert instant.callbacks is not None
-        instant.callbacks.append(lambda _: action())
-
-    def _send(self, row: int) -> None:
-        prompt_tokens, output_tokens, max_tokens, priority = self._asked[row]
-        now = self.now_ns
-        sequence = Sequence(row, prompt_tokens, output_tokens, max_tokens, priority, now)
+    def accept(self, sequence: Sequence) -> int:
+        """Routes a request that arrives now; returns the replica's index."""
         index = self.router.route(self.replicas) if len(self.replicas) > 1 else 0
-        self.sequences[row] = sequence
-        self.sent_ns[row] = now
-        self.replica_of[row] = index
-        self.num_sent += 1
         self.replicas[index].submit(sequence)
+        return index
+
+    def egress_ns(self, index: int) -> int:
+        """From the end of a replica's step to the token at the client."""
+        return self.replicas[index].cost.artifact.overheads.egress_ns
+
+    def abort(self, sequence: Sequence, index: int) -> None:
+        """The client of an unfinished request on a replica left."""
+        self.replicas[index].abort(sequence)
 
     def _finished(self, sequence: Sequence) -> None:
-        self.finish_ns[sequence.row] = self.now_ns + self._egress_ns
-        self._unfinished -= 1
-        self._answered()
-        if self._unfinished == 0:
-            self.done.succeed()
+        self.on_finish(sequence, self._egress_ns)
 
     # -- observing --------------------------------------------------------------------------------------------------
 
-    def observe(self, sample_ns: int, on_progress: Callable[[int, int], None] | None = None) -> None:
-        """Starts sampling every `sample_ns`; `on_progress` is told then of (requests finished, all requests)."""
-        self.env.process(self._sample(sample_ns, on_progress))
+    def observe(self, sample_ns: int, on_sample: Callable[[], None] | None = None) -> None:
+        """Starts sampling every `sample_ns`; `on_sample` is called then."""
+        self.env.process(self._sample(sample_ns, on_sample))
 
-    def _sample(self, sample_ns: int, on_progress: Callable[[int, int], None] | None) -> Process:
+    def _sample(self, sample_ns: int, on_sample: Callable[[], None] | None) -> Process:
         for tick in range(1 << 62):
             yield Instant(self.env, tick * sample_ns, SAMPLE)
             self._samples.append(self.now_ns)
             for replica in self.replicas:
                 self._samples.extend(replica.snapshot())
-            if on_progress is not None:
-                on_progress(len(self._asked) - self._unfinished, len(self._asked))
+            if on_sample is not None:
+                on_sample()
 
     def timeline(self) -> Timeline:
         """All samples so far."""

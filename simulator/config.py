@@ -14,6 +14,7 @@ from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
 from simulator.models import find
+from simulator.patience import ClientConfig
 from simulator.router import ROUTERS
 from simulator.simulate import Scenario
 from simulator.slo import Slos
@@ -131,6 +132,8 @@ class Config(Spec):
     """vLLM's option names; what is not given is as it was when the cost model was measured."""
     workload: WorkloadSpec
     cluster: ClusterConfig = ClusterConfig()
+    clients: ClientConfig | None = None
+    """Timeouts, retries, patience, rate limits; null: clients wait for every answer."""
     run: RunConfig = RunConfig()
     slo: Slos | None = None
     plan: PlanConfig = PlanConfig()
@@ -215,6 +218,7 @@ class Config(Spec):
             stride=run.stride,
             horizon_s=run.horizon_s,
             sample_s=run.sample_s,
+            clients=self.clients,
         )
 
 

@@ -71,6 +71,8 @@ class Replica:
         self._ingress_ns = overheads.ingress_ns
         self._on_finish = on_finish
         self._inbox: deque[Sequence] = deque()
+        self._aborts: deque[tuple[int, Sequence]] = deque()
+        """(when the engine sees it, whose client has left)."""
         self._ends: list[int] | Int64 = []
         self._gpu_ends: list[int] | Int64 = []
         self._gpu_ns = _UPTO[:0]
@@ -97,10 +99,25 @@ class Replica:
             self._idle = False
             self._wait_until(sequence.visible_from_ns)
         elif self._cut > 1 and self.scheduler.heeds_arrivals():
-            cut = self._steps_until(sequence.visible_from_ns)
-            if cut < self._cut:
-                self._cut = cut
-                self._wait_until(int(self._ends[cut - 1]))
+            self._cut_stretch(sequence.visible_from_ns)
+
+    def abort(self, sequence: Sequence) -> None:
+        """The client of an unfinished request left at this instant; the engine sees it `ingress_ns` later.
+
+        It lets the request go before it takes in the next results (vLLM 0.26 `v1/engine/core.py` `_process_aborts_queue`).
+        """
+        seen_ns = self.now_ns + self._ingress_ns
+        self.outstanding -= 1
+        self._aborts.append((seen_ns, sequence))
+        if self._cut > 1:
+            self._cut_stretch(seen_ns)
+
+    def _cut_stretch(self, seen_ns: int) -> None:
+        """The stretch under way ends with the step in which the engine sees something new."""
+        cut = self._steps_until(seen_ns)
+        if cut < self._cut:
+            self._cut = cut
+            self._wait_until(int(self._ends[cut - 1]))
 
     def snapshot(self) -> Snapshot:
         """What an observer sees now, within a stretch as well; step ends of this instant included."""
@@ -193,6 +210,8 @@ class Replica:
         )
         if self._inbox and scheduler.heeds_arrivals():
             self._cut = self._steps_until(self._inbox[0].visible_from_ns)
+        if self._aborts:
+            self._cut = self._steps_until(self._aborts[0][0])
 
     def _steps_until(self, seen_ns: int) -> int:
         """Steps of the stretch up to the end at which a request that is seen from `seen_ns` on is taken in."""
@@ -236,7 +255,14 @@ class Replica:
         steps, now = self._cut, self.now_ns
         self.num_events += 1
         self._log_steps(self.scheduler.in_flight[0], steps)
-        plan, finished = self.scheduler.commit(steps)
+        if self._aborts:
+            plan, finished = self.scheduler.commit(steps, self._aborted(now))
+            # Whoever finished while its abort was on the way: its client has left all the same.
+            gone = {sequence.row for _, sequence in self._aborts}
+            self._aborts = deque(abort for abort in self._aborts if abort[1] not in finished)
+            finished = [sequence for sequence in finished if sequence.row not in gone]
+        else:
+            plan, finished = self.scheduler.commit(steps)
         if steps > 1:
             self._pass_steps(steps)
         for sequence in plan.completing:
@@ -245,6 +271,17 @@ class Replica:
         for sequence in finished:
             self.outstanding -= 1
             self._on_finish(sequence)
+
+    def _aborted(self, now_ns: int) -> list[Sequence]:
+        """The requests in the scheduler whose abort is seen now."""
+        found = []
+        while self._aborts and self._aborts[0][0] <= now_ns:
+            _, sequence = self._aborts.popleft()
+            if sequence in self._inbox:
+                self._inbox.remove(sequence)
+            else:
+                found.append(sequence)
+        return found
 
     def _pass_steps(self, steps: int) -> None:
         """Brings the clocks to where `steps` single steps would have left them."""

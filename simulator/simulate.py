@@ -9,10 +9,14 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from simulator.attempts import Attempts
+from simulator.clients import Clients
 from simulator.cluster import NS_PER_S, Cluster, Timeline
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
+from simulator.impatience import ImpatientClients
+from simulator.patience import ClientConfig
 from simulator.request import RequestTable
 from simulator.router import make_router
 from simulator.sequence import NEVER
@@ -32,13 +36,15 @@ class Scenario:
     num_replicas: int = 1
     router: str = "least_requests"
     seed: int = 0
-    """For the router; the workload was drawn with its own."""
+    """For the router and the clients' patience; the workload was drawn with its own."""
     stride: int | None = None
     """Steps taken at once at most; None: as many as can be. Never changes a result; 1 is the reference engine."""
     horizon_s: float | None = None
     """The run ends here, or when all requests are finished."""
     sample_s: float = 1.0
     """Distance of the timeline's samples."""
+    clients: ClientConfig | None = None
+    """None: they wait for every answer as long as it takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +71,18 @@ class Result:
     """Length of the run."""
     num_events: int
     """Scheduling events: times that an engine took in results and planned again."""
+    attempts: Attempts | None = None
+    """Of impatient clients: then a row is an attempt, and `finish_ns` that of an answer that came in time."""
 
     @property
     def requests(self) -> RequestTable:
         """What was asked, in the same order."""
-        return self.scenario.workload.requests
+        return self.scenario.workload.requests if self.attempts is None else self.attempts.requests
+
+    @property
+    def asked_ns(self) -> Int64:
+        """int64[n]: when the request was first sent, −1 if it was not; `sent_ns` unless this is a retry."""
+        return self.sent_ns if self.attempts is None else self.attempts.asked_ns
 
 
 def simulate(scenario: Scenario, on_progress: Callable[[int, int], None] | None = None) -> Result:
@@ -83,13 +96,21 @@ def simulate(scenario: Scenario, on_progress: Callable[[int, int], None] | None 
     router = make_router(scenario.router, scenario.seed)
     cluster = Cluster(env, scenario.engine, scenario.cost, scenario.num_replicas, router, scenario.stride)
     workload = scenario.workload
-    cluster.serve(workload.requests, workload.loop)
-    cluster.observe(round(scenario.sample_s * NS_PER_S), on_progress)
+    if scenario.clients is None:
+        clients = Clients(cluster, workload)
+    else:
+        clients = ImpatientClients(cluster, workload, scenario.clients, scenario.seed)
+
+    def tell() -> None:
+        if on_progress is not None:
+            on_progress(clients.num_requests - clients.unsettled, clients.num_requests)
+
+    cluster.observe(round(scenario.sample_s * NS_PER_S), tell)
     horizon_ns = None if scenario.horizon_s is None else round(scenario.horizon_s * NS_PER_S)
     if len(workload.requests):
-        stop = cluster.done if horizon_ns is None else cluster.done | env.timeout(horizon_ns)
+        stop = clients.done if horizon_ns is None else clients.done | env.timeout(horizon_ns)
         env.run(until=stop)
-    return _result(scenario, cluster)
+    return _result(scenario, cluster, clients)
 
 
 def _check(scenario: Scenario) -> None:
@@ -107,11 +128,13 @@ def _check(scenario: Scenario) -> None:
         raise UserError(f"request {requests.request_id[row]} has {total} tokens, max_model_len is {engine.max_model_len}")
 
 
-def _result(scenario: Scenario, cluster: Cluster) -> Result:
-    requests, egress_ns = scenario.workload.requests, scenario.cost.artifact.overheads.egress_ns
+def _result(scenario: Scenario, cluster: Cluster, clients: Clients) -> Result:
+    egress_ns = scenario.cost.artifact.overheads.egress_ns
+    attempts = clients.attempts() if isinstance(clients, ImpatientClients) else None
+    requests = scenario.workload.requests if attempts is None else attempts.requests
     for replica in cluster.replicas:
         replica.close()
-    sequences = cluster.sequences
+    sequences = clients.sequences
     logs = [replica.log for replica in cluster.replicas]
     emitted_tokens, visible_ns = _read_logs(requests, logs)
 
@@ -121,19 +144,20 @@ def _result(scenario: Scenario, cluster: Cluster) -> Result:
 
     return Result(
         scenario=scenario,
-        sent_ns=cluster.sent_ns,
+        sent_ns=np.array(clients.sent_ns, np.int64),
         scheduled_ns=column("scheduled_ns"),
         first_token_ns=column("first_token_ns", egress_ns),
         visible_ns=np.where(visible_ns == NEVER, NEVER, visible_ns + egress_ns),
-        finish_ns=cluster.finish_ns,
+        finish_ns=np.array(clients.finish_ns, np.int64),
         emitted_tokens=emitted_tokens,
         preemptions=np.array([0 if s is None else s.preemptions for s in sequences], np.int64),
-        replica=cluster.replica_of,
+        replica=np.array(clients.replica_of, np.int64),
         timeline=cluster.timeline(),
         logs=logs,
         busy_ns=np.array([replica.busy_ns for replica in cluster.replicas], np.int64),
         end_ns=cluster.now_ns,
         num_events=sum(replica.num_events for replica in cluster.replicas),
+        attempts=attempts,
     )
 
 

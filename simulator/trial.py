@@ -13,10 +13,12 @@ from simulator.domain import outside_domain
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
 from simulator.metrics import Latency, SloOutcome, judge, latencies
+from simulator.patience import ClientConfig
 from simulator.simulate import Result, Scenario, simulate
 from simulator.sizing import Demand
 from simulator.slo import Slos
 from simulator.steady import Period
+from simulator.summary import attempt_figures
 from simulator.underway import Start, begin
 from simulator.workload import BarrierSpec, ClosedSpec, ReplaySpec, Workload, WorkloadSpec, generate
 from simulator.workload.base import NS_PER_S
@@ -38,6 +40,7 @@ class Question:
     engine: EngineConfig
     cost: CostModel
     slos: Slos
+    clients: ClientConfig | None = None
     router: str = "least_requests"
     seed: int = 0
     """Of the first run; the others follow."""
@@ -69,6 +72,7 @@ class Question:
             engine=config.engine_config(cost),
             cost=cost,
             slos=config.slo,
+            clients=config.clients,
             router=config.cluster.router,
             seed=config.seed,
             num_seeds=options.num_seeds,
@@ -137,6 +141,8 @@ class Trial:
     simulated_s: float
     simulated_requests: int
     """Those under way at the start included."""
+    attempts: dict[str, float] | None = None
+    """`summary.attempt_figures` of the measured window; None: clients wait for ever."""
 
 
 def run_trial(question: Question, demand: Demand, period: Period, num_replicas: int, seed: int) -> Trial:
@@ -154,6 +160,7 @@ def run_trial(question: Question, demand: Demand, period: Period, num_replicas: 
         seed=seed,
         horizon_s=start.lead_s + period.end_s,
         sample_s=max(1.0, period.end_s / SAMPLES),
+        clients=question.clients,
     )
     return _reduce(question.slos, period, start, simulate(scenario), seed)
 
@@ -183,5 +190,6 @@ def _reduce(slos: Slos, period: Period, start: Start, result: Result, seed: int)
         gpu_utilization=float(result.busy_ns.mean() / result.end_ns),
         outside_domain=outside_domain(result, window),
         simulated_s=result.end_ns / NS_PER_S,
-        simulated_requests=int((result.sent_ns >= 0).sum()),
+        simulated_requests=int((result.asked_ns >= 0).sum()),
+        attempts=None if result.attempts is None else attempt_figures(result, result.attempts, window),
     )
