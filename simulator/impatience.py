@@ -114,7 +114,7 @@ class ImpatientClients(Clients):
         request, retry = self._request[row], self._config.retry
         self._outcome[row] = outcome
         self._left_ns[row] = self.now_ns
-        if retry is None or failure not in retry.on or self._number[row] >= retry.max_attempts:
+        if retry is None or failure not in retry.after or self._number[row] >= retry.max_attempts:
             self._give_up(request)
         else:
             backoff_ns = retry.backoff_ns(self._seed, request, self._number[row], retry_after_ns)

@@ -45,7 +45,7 @@ class Retry(Spec):
 
     max_attempts: int = Field(3, ge=1)
     """The first one included."""
-    on: tuple[Failure, ...] = ("timeout", "rejected", "lost")
+    after: tuple[Failure, ...] = ("timeout", "rejected", "lost")
     base_s: float = Field(0.5, gt=0)
     factor: float = Field(2.0, ge=1)
     max_s: float = Field(8.0, gt=0)

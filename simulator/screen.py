@@ -23,6 +23,8 @@ def run_text(config: Config, figures: Mapping[str, Any], description: str) -> st
         description: of the workload, one line.
     """
     parts = [_headline(config, figures), description, _latency_table(figures), _facts(figures)]
+    if config.clients is not None:
+        parts.append(f"clients    {config.clients.describe()}\n{clients_text(figures)}")
     if figures.get("slo"):
         parts.append("\n".join(_slo_line(outcome) for outcome in figures["slo"]))
     parts += _warnings(figures)
@@ -73,6 +75,16 @@ def _facts(figures: Mapping[str, Any]) -> str:
             f" the last eighth alone for {figures['straggler_tail']:.0%} of it"
         )
     return "\n".join(lines)
+
+
+def clients_text(figures: Mapping[str, Any]) -> str:
+    """What impatient clients did: figures of `summary.attempt_figures`."""
+    ends = {"finished": "answered", "aborted": "aborted", "rejected": "refused (429)", "lost": "lost", "in_flight": "in flight"}
+    shares = [f"{figures[f'{key}_share']:.1%} {name}" for key, name in ends.items() if figures[f"{key}_share"]]
+    return (
+        f"attempts   {figures['attempts']:,}, {figures['attempts_per_request']:.3g} a request: {' · '.join(shares)}\n"
+        f"given up   {figures['given_up_share']:.1%} of requests for good; {figures['wasted_token_share']:.1%} of tokens emitted in vain"
+    )
 
 
 def _slo_line(outcome: Mapping[str, Any]) -> str:
