@@ -24,7 +24,7 @@ class Outcome(IntEnum):
     ABORTED = 3
     """Its client left before."""
     REJECTED = 4
-    """The front answered 429."""
+    """The front answered 429 (too many requests), or 503 (no replica serves)."""
     LOST = 5
     """Its replica failed."""
 

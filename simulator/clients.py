@@ -76,13 +76,13 @@ class Clients:
 
     def _send_all(self, rows: range, at_ns: int) -> None:
         for row in rows:
-            self._at(at_ns, partial(self._send, row))
+            self.cluster.at(at_ns, partial(self._send, row))
 
     def _send_next(self, at_ns: int) -> None:
         if self._next_row < self.num_requests:
             row = self._next_row
             self._next_row += 1
-            self._at(max(at_ns, self.now_ns + SOONEST_NS), partial(self._send, row))
+            self.cluster.at(max(at_ns, self.now_ns + SOONEST_NS), partial(self._send, row))
 
     def _send_batch_when_empty(self, size: int, at_ns: int) -> None:
         self._batch_left -= 1
@@ -92,11 +92,6 @@ class Clients:
         self._batch_left = min(size, self.num_requests - first)
         self._next_row += self._batch_left
         self._send_all(range(first, self._next_row), max(at_ns, self.now_ns + SOONEST_NS) if first else 0)
-
-    def _at(self, at_ns: int, action: Callable[[], None]) -> None:
-        instant = Instant(self.env, at_ns, ARRIVAL)
-        assert instant.callbacks is not None
-        instant.callbacks.append(lambda _: action())
 
     def _send(self, row: int) -> None:
         prompt_tokens, output_tokens, max_tokens, priority = self._asked[row]

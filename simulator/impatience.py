@@ -58,8 +58,8 @@ class ImpatientClients(Clients):
     def _send(self, row: int) -> None:
         request, now_ns = self._request[row], self.now_ns
         if self._number[row] == 1 and self._patience_ns[request] < FOREVER_NS:
-            self._at(now_ns + self._patience_ns[request], partial(self._lose_patience, request))
-        refused_ns = None if self._limiter is None else self._limiter.refuse_ns(now_ns, self.cluster.outstanding)
+            self.cluster.at(now_ns + self._patience_ns[request], partial(self._lose_patience, request))
+        refused_ns = self._refused_ns(now_ns)
         if refused_ns is not None:
             self.sent_ns[row] = now_ns
             self._leave(row, Outcome.REJECTED, "rejected", refused_ns)
@@ -67,7 +67,13 @@ class ImpatientClients(Clients):
         super()._send(row)
         self._outcome[row] = Outcome.IN_FLIGHT
         if self._timeout_ns < FOREVER_NS:
-            self._at(now_ns + self._timeout_ns, partial(self._time_out, row))
+            self.cluster.at(now_ns + self._timeout_ns, partial(self._time_out, row))
+
+    def _refused_ns(self, now_ns: int) -> int | None:
+        """None: the front lets a request through; else the answer's `Retry-After`, 0 where it has none."""
+        if not self.cluster.serving:
+            return 0
+        return None if self._limiter is None else self._limiter.refuse_ns(now_ns, self.cluster.outstanding)
 
     def _send_again(self, request: int) -> None:
         if request in self._given_up:
@@ -118,7 +124,7 @@ class ImpatientClients(Clients):
             self._give_up(request)
         else:
             backoff_ns = retry.backoff_ns(self._seed, request, self._number[row], retry_after_ns)
-            self._at(self.now_ns + backoff_ns, partial(self._send_again, request))
+            self.cluster.at(self.now_ns + backoff_ns, partial(self._send_again, request))
 
     def _give_up(self, request: int) -> None:
         self._given_up.add(request)

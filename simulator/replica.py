@@ -66,6 +66,7 @@ class Replica:
         self.clock = EngineClock(overheads.schedule_ns)
         self.outstanding = 0
         """Requests routed here and not finished."""
+        self.egress_ns = overheads.egress_ns
         self.busy_ns = 0
         self.num_events = 0
         self._ingress_ns = overheads.ingress_ns
@@ -81,6 +82,7 @@ class Replica:
         self._lead_ns = self._launch_ns = 0
         self._timer = simpy.Event(env)
         self._idle = True
+        self._failed = False
         env.process(self._run())
 
     @property
@@ -121,6 +123,8 @@ class Replica:
 
     def snapshot(self) -> Snapshot:
         """What an observer sees now, within a stretch as well; step ends of this instant included."""
+        if self._failed:
+            return Snapshot(0, 0, 0, 0)
         scheduler = self.scheduler
         held = scheduler.pool.held_blocks
         if self._cut > 1:
@@ -129,8 +133,21 @@ class Replica:
         tokens = scheduler.in_flight[0].tokens if scheduler.in_flight else 0
         return Snapshot(held, len(scheduler.running), len(scheduler.waiting) + len(self._inbox), tokens)
 
+    def fail(self) -> list[Sequence]:
+        """The engine is gone before the step ends of this instant, with its memory. Returns the requests that it was answering."""
+        self.close()
+        self._failed = True
+        self.outstanding = 0
+        self._timer.callbacks = []  # its process sleeps for ever
+        waiting = self.scheduler.waiting
+        lost = [*self.scheduler.running, *(waiting.pop() for _ in range(len(waiting))), *self._inbox]
+        left = {sequence.row for _, sequence in self._aborts}
+        return [sequence for sequence in lost if sequence.row not in left]
+
     def close(self) -> None:
         """Ends the run before the step ends of this instant; the steps that ended within a stretch count."""
+        if self._failed:
+            return
         passed = bisect_left(self._ends, self.now_ns, 0, self._cut) if self._cut > 1 else 0
         if passed:
             self._log_steps(self.scheduler.in_flight[0], passed)

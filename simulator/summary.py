@@ -31,7 +31,7 @@ def summary(result: Result, slos: Slos | None = None, window: Window | None = No
     Args:
         result: the run.
         slos: adds `request_goodput`, `goodput_share` and `slo`.
-        window: steady state; everything but `gpu_utilization` is of the window alone.
+        window: steady state; everything but `gpu_utilization` and `gpu_hours` are of the window alone.
         itl: whether to compute inter-token latencies, which takes longer than all the rest.
 
     Returns:
@@ -168,15 +168,15 @@ def _use(result: Result, window: Window | None) -> dict[str, float]:
     timeline = result.timeline
     low_ns, high_ns = _edges_ns(result, window)
     inside = (low_ns <= timeline.time_ns) & (timeline.time_ns <= high_ns)
-    kv_usage = timeline.kv_blocks[inside] / result.scenario.engine.usable_blocks
+    kv_usage = timeline.kv_blocks[inside] / result.usable_blocks
     running, waiting = timeline.running[inside].sum(1), timeline.waiting[inside].sum(1)
 
     def mean(samples: NDArray[Any]) -> float:
         return float(samples.mean()) if samples.size else nan
 
     return {
-        # The last step launched may end after the run.
-        "gpu_utilization": min(float(result.busy_ns.mean() / result.end_ns), 1.0) if result.end_ns else nan,
+        "gpu_utilization": result.gpu_utilization,
+        "gpu_hours": result.gpu_ns / NS_PER_S / 3600,
         "kv_usage_mean": mean(kv_usage),
         "kv_usage_max": float(kv_usage.max(initial=0.0)),
         "running_mean": mean(running),

@@ -132,7 +132,6 @@ def test_a_closed_loop_goes_on_after_a_refusal() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "give timeout_s, patience, retry or rate_limit"),
         ({"timeout": 3}, "unknown key 'timeout'; valid: timeout_s, patience, retry, rate_limit"),
         ({"rate_limit": {"kind": "leaky"}}, "leaky"),
         ({"retry": {"after": ["anger"]}}, "anger"),
