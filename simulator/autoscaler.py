@@ -14,9 +14,10 @@ from simulator.workload.base import NS_PER_S, Spec
 
 
 class Autoscaling(Spec):
-    """Source: Kubernetes 1.31 HorizontalPodAutoscaler: desired = ⌈current × metric / target⌉, nothing within the tolerance.
+    """The size of the main pool: desired = ⌈current × metric / target⌉, nothing within the tolerance.
 
     When it wants fewer replicas it takes the largest number that it wanted within the last `scale_down_window_s`.
+    Source: Kubernetes 1.31 HorizontalPodAutoscaler.
     """
 
     metric: Literal["outstanding", "kv_usage"] = "outstanding"
@@ -27,8 +28,8 @@ class Autoscaling(Spec):
     interval_s: float = Field(15.0, gt=0)
     tolerance: float = Field(0.1, ge=0)
     scale_down_window_s: float = Field(300.0, ge=0)
-    engine_start_s: float = Field(ge=0)
-    """From the order of a GPU to the first request (`engine_start_s` of a profile, in `models/`, is measured)."""
+    engine_start_s: float | None = Field(None, ge=0)
+    """From the order of a GPU to the first request; null: as measured, without the time to get the weights."""
 
     @model_validator(mode="after")
     def _some_room(self) -> Autoscaling:
@@ -41,7 +42,7 @@ class Autoscaling(Spec):
         what = "requests" if self.metric == "outstanding" else "of the KV cache"
         return (
             f"{self.target:g} {what} a replica, {self.min_replicas} to {self.max_replicas} replicas, looked at every {self.interval_s:g} s,"
-            f" fewer after {self.scale_down_window_s:g} s; an engine starts in {self.engine_start_s:g} s"
+            f" fewer after {self.scale_down_window_s:g} s"
         )
 
 
@@ -54,7 +55,7 @@ class Autoscaler:
         self._wanted: deque[tuple[int, int]] = deque()
         """(when, how many were wanted)."""
         self._draining: list[Place] = []
-        self._start_ns = round(spec.engine_start_s * NS_PER_S)
+        self._start_ns = round((spec.engine_start_s or 0) * NS_PER_S)
         self._wait()
 
     def _wait(self) -> None:
@@ -62,7 +63,7 @@ class Autoscaler:
         cluster.at(cluster.now_ns + round(self._spec.interval_s * NS_PER_S), self._look, CONTROL)
 
     def _look(self) -> None:
-        kept = [place for place in self._fleet.places if place.held_to_ns < 0 and place not in self._draining]
+        kept = [place for place in self._fleet.places if place.group == 0 and place.held_to_ns < 0 and place not in self._draining]
         desired = self._steadied(self._desired(len(kept)))
         for _ in range(desired - len(kept)):
             if not self._take_back():
@@ -85,7 +86,8 @@ class Autoscaler:
 
     def _desired(self, current: int) -> int:
         """How many replicas the load of now asks for, those on their way counted as there."""
-        spec, replicas = self._spec, self._fleet.cluster.serving
+        spec, cluster = self._spec, self._fleet.cluster
+        replicas = [replica for replica in cluster.serving if cluster.group_of[replica.index] == 0]
         if spec.metric == "outstanding":
             load = float(sum(replica.outstanding for replica in replicas))
         else:

@@ -6,15 +6,19 @@ import re
 import warnings
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from simulator.autoscaler import Autoscaling
+from simulator.cluster import Group
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
-from simulator.models import find
+from simulator.models import engine_start_s, find
+from simulator.outages import Outages
 from simulator.patience import ClientConfig
+from simulator.pools import PoolConfig
 from simulator.router import ROUTERS
 from simulator.simulate import Scenario
 from simulator.slo import Slos
@@ -23,6 +27,9 @@ from simulator.workload.base import Spec
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 """The shipped configurations and their groups: always on the search path."""
+
+
+Started = TypeVar("Started", Outages, Autoscaling)
 
 
 class Named(Spec):
@@ -78,6 +85,8 @@ class ClusterConfig(Spec):
     num_replicas: int = Field(1, ge=1)
     """Of `command: simulate`; a plan tries several."""
     router: str = "least_requests"
+    pools: tuple[PoolConfig, ...] = ()
+    """Further replicas behind the same router: another GPU, other weights, other options. A plan sizes the main pool beside them."""
 
     @field_validator("router")
     @classmethod
@@ -134,6 +143,10 @@ class Config(Spec):
     cluster: ClusterConfig = ClusterConfig()
     clients: ClientConfig | None = None
     """Timeouts, retries, patience, rate limits; null: clients wait for every answer."""
+    outages: Outages | None = None
+    """Failures, drains and rolling deploys, of `command: simulate`."""
+    autoscaling: Autoscaling | None = None
+    """Of `command: simulate`; `cluster.num_replicas` are there at the start."""
     run: RunConfig = RunConfig()
     slo: Slos | None = None
     plan: PlanConfig = PlanConfig()
@@ -154,6 +167,8 @@ class Config(Spec):
     def _consistent(self) -> Config:
         if self.command == "plan" and self.slo is None:
             raise ValueError("command: plan needs a limit in slo, such as slo.tpot_ms.p99=13")
+        if self.command == "plan" and (self.outages is not None or self.autoscaling is not None):
+            raise ValueError("outages and autoscaling are for command: simulate; a plan sizes a fleet that is up and stays as it is")
         endless = isinstance(self.workload, OpenSpec) or self.workload.kind == "clients"
         if self.command == "simulate" and endless and self.run.duration_s is None and self.run.num_requests is None:
             raise ValueError("give run.duration_s or run.num_requests, else the arrivals never end")
@@ -180,22 +195,41 @@ class Config(Spec):
         """
         return CostModel.load(self.cost_model_path)
 
-    def engine_config(self, cost: CostModel) -> EngineConfig:
-        """The engine: the options given, and for the rest what held when `cost` was measured.
+    def pools(self) -> tuple[Group, ...]:
+        """The replicas beside the main ones.
+
+        Raises:
+            UserError: nothing was measured for what is asked for.
+        """
+        model, opt = self.model.shape or self.model.name, self.opt
+        groups = []
+        for pool in self.cluster.pools:
+            cost = CostModel.load(pool.path(model, self.gpu.name, opt.weights, opt.kv_cache_dtype, self.tensor_parallel_size))
+            groups.append(pool.group(cost, self.engine_config(cost, pool.engine)))
+        return tuple(groups)
+
+    def engine_config(self, cost: CostModel, options: dict[str, Any] | None = None) -> EngineConfig:
+        """The engine: the options given (null: those of `engine`), and for the rest what held when `cost` was measured.
 
         Raises:
             UserError: an option makes no sense.
         """
         memory = cost.artifact.memory
-        given = {key: value for key, value in self.engine.items() if value is not None}
+        given = {key: value for key, value in (self.engine if options is None else options).items() if value is not None}
         blocks = given.pop("num_gpu_blocks_override", memory.num_gpu_blocks)
         measured = {name: getattr(memory, name) for name in ("block_size", "max_model_len", "max_num_batched_tokens", "max_num_seqs")}
-        options = {**measured, **given, "num_gpu_blocks": blocks}
+        merged = {**measured, **given, "num_gpu_blocks": blocks}
         try:
-            return EngineConfig.model_validate(options)
+            return EngineConfig.model_validate(merged)
         except ValidationError as error:
-            message = one_line(error, options, "engine")
+            message = one_line(error, merged, "engine")
             raise UserError(message.replace("engine.num_gpu_blocks:", "engine.num_gpu_blocks_override:")) from None
+
+    def _with_start(self, spec: Started | None) -> Started | None:
+        """With the measured time that an engine takes to start, unless it is given."""
+        if spec is None or spec.engine_start_s is not None:
+            return spec
+        return spec.model_copy(update={"engine_start_s": engine_start_s(self.cost_model_path)})
 
     def scenario(self) -> Scenario:
         """The run of `command: simulate`, its workload drawn.
@@ -219,6 +253,9 @@ class Config(Spec):
             horizon_s=run.horizon_s,
             sample_s=run.sample_s,
             clients=self.clients,
+            others=self.pools(),
+            outages=self._with_start(self.outages),
+            autoscaling=self._with_start(self.autoscaling),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def find(
         known = ", ".join(name.removesuffix(".json") for name in measured) or f"nothing in {root}"
         raise UserError(f"no cost model for {wanted.removesuffix('.json')}; measured: {known}")
     return measured[wanted]
+
+
+def engine_start_s(artifact: Path) -> float:
+    """Seconds from an engine's start to its first step, as the profile beside a cost model has it (weights were not loaded).
+
+    Raises:
+        UserError: there is no profile: the model was fitted to a trace, or the file is not one of the shipped.
+    """
+    profile = artifact.with_suffix(".profile.json.gz")
+    if not profile.is_file():
+        raise UserError(f"engine_start_s was not measured for {artifact.stem}; give it, such as engine_start_s: 66 (a 7B on an H100)")
+    with gzip.open(profile, "rt", encoding="utf-8") as text:
+        return float(json.load(text)["engine_start_s"])
 
 
 def artifact_name(weights: str, kv_cache_dtype: str, tensor_parallel_size: int, speculation: str | None = None) -> str:

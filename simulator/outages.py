@@ -54,8 +54,8 @@ Event = Annotated[Failure | Drain | RollingDeploy, Field(discriminator="kind")]
 class Outages(Spec):
     """What goes wrong, or is meant to. A node is eight GPUs, filled with replicas in order."""
 
-    engine_start_s: float = Field(ge=0)
-    """From an engine's start to its first request (`engine_start_s` of a profile, in `models/`, is measured)."""
+    engine_start_s: float | None = Field(None, ge=0)
+    """From an engine's start to its first request; null: as measured, without the time to get the weights."""
     random: RandomFailures | None = None
     events: tuple[Event, ...] = ()
 
@@ -65,12 +65,12 @@ class Outages(Spec):
         if self.random is not None:
             parts.append(f"nodes fail every {self.random.mtbf_s:,.0f} s for {self.random.mttr_s:,.0f} s on average")
         parts += [f"{event.kind.replace('_', ' ')} at {event.at_s:g} s" for event in self.events]
-        return f"{', '.join(parts) or 'no outages'}; an engine starts in {self.engine_start_s:g} s"
+        return f"{', '.join(parts) or 'no outages'}"
 
 
 def happen(fleet: Fleet, outages: Outages) -> None:
     """Lets it all happen to the fleet."""
-    start_ns = round(outages.engine_start_s * NS_PER_S)
+    start_ns = round((outages.engine_start_s or 0) * NS_PER_S)
     for event in outages.events:
         at_ns = round(event.at_s * NS_PER_S)
         if isinstance(event, RollingDeploy):

@@ -154,7 +154,12 @@ def demand_of(question: Question) -> tuple[Demand, str]:
         rate = question.workload.rate
     else:
         rate = (len(arrival_ns) - 1) / max(float(arrival_ns[-1] - arrival_ns[0]) / NS_PER_S, 1 / NS_PER_S)
-    return Demand(workload.requests, rate, question.engine, question.cost), workload.description.rpartition("; ")[0]
+    demand = Demand(workload.requests, rate, question.engine, question.cost)
+    beside = sum(
+        group.num_replicas * Demand(workload.requests, rate, group.engine, group.cost).most_tokens_per_s / demand.most_tokens_per_s
+        for group in question.others
+    )
+    return replace(demand, beside=beside), workload.description.rpartition("; ")[0]
 
 
 def _impossible(question: Question, demand: Demand) -> str:

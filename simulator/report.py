@@ -71,8 +71,9 @@ def headline(plan: Plan) -> str:
         if plan.num_replicas > 1
         else f"one replica on {question.gpus_per_replica} × {artifact.gpu}"
     )
-    router = f" behind a {question.router} router" if plan.num_replicas > 1 else ""
-    return f"You need {_gpus(plan, plan.num_replicas)}: {replicas}{router}, for {service}."
+    beside = " beside " + " and ".join(f"{pool.num_replicas} of {pool.name}" for pool in question.others) if question.others else ""
+    router = f" behind a {question.router} router" if plan.num_replicas > 1 or beside else ""
+    return f"You need {_gpus(plan, plan.num_replicas)}{beside}: {replicas}{router}, for {service}."
 
 
 def facts(plan: Plan) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.cluster import Group
 from simulator.cost import CostModel
 from simulator.domain import outside_domain
 from simulator.engine import EngineConfig
@@ -41,6 +42,8 @@ class Question:
     cost: CostModel
     slos: Slos
     clients: ClientConfig | None = None
+    others: tuple[Group, ...] = ()
+    """Replicas that are there anyway, behind the same router."""
     router: str = "least_requests"
     seed: int = 0
     """Of the first run; the others follow."""
@@ -73,6 +76,7 @@ class Question:
             cost=cost,
             slos=config.slo,
             clients=config.clients,
+            others=config.pools(),
             router=config.cluster.router,
             seed=config.seed,
             num_seeds=options.num_seeds,
@@ -161,6 +165,7 @@ def run_trial(question: Question, demand: Demand, period: Period, num_replicas: 
         horizon_s=start.lead_s + period.end_s,
         sample_s=max(1.0, period.end_s / SAMPLES),
         clients=question.clients,
+        others=question.others,
     )
     return _reduce(question.slos, period, start, simulate(scenario), seed)
 

@@ -37,7 +37,7 @@ def begin(workload: Workload, past_s: float, demand: Demand, num_replicas: int) 
     there, sent_s, done = requests.take(rows), sent_s[rows], done[rows]
     contexts = there.prompt_tokens + done
     under_way = sent_s < 0
-    lead_s = demand.computing_s(contexts[under_way]) / num_replicas
+    lead_s = demand.computing_s(contexts[under_way]) / (num_replicas + demand.beside)
     going_on = replace(
         there,
         arrival_ns=np.where(under_way, 0, np.rint((sent_s + lead_s) * NS_PER_S)).astype(np.int64),
