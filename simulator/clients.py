@@ -47,6 +47,7 @@ class Clients:
         self._next_row = 0
         self._batch_left = 0
         cluster.on_finish = self._finished
+        cluster.on_move = self._moved
         self._start(workload, n)
 
     def _start(self, workload: Workload, n: int) -> None:
@@ -100,6 +101,10 @@ class Clients:
         self.sequences[row] = sequence
         self.sent_ns[row] = now_ns
         self.replica_of[row] = self.cluster.accept(sequence)
+
+    def _moved(self, row: int, index: int) -> None:
+        """A request goes on at another replica."""
+        self.replica_of[row] = index
 
     # -- answers ----------------------------------------------------------------------------------------------------
 

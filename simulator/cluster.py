@@ -61,6 +61,8 @@ class Cluster:
         self.router = router
         self.groups = tuple(groups)
         self.on_finish: Callable[[Sequence, int], None] = lambda _sequence, _egress_ns: None
+        self.on_move: Callable[[int, int], None] = lambda _row, _index: None
+        """Told of (row, index of the replica where it goes on)."""
         self.on_loss: Callable[[Sequence], None] = lambda _sequence: None
         self.replicas: list[Replica] = []
         """All that there ever were."""

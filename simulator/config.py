@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from simulator.autoscaler import Autoscaling
 from simulator.cluster import Group
 from simulator.cost import CostModel
+from simulator.disaggregation import Disaggregation, bytes_per_block
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
 from simulator.models import engine_start_s, find
@@ -153,6 +154,9 @@ class Config(Spec):
     out: str = "results"
     """Folder that gets the folder of the results."""
 
+    disaggregation: Disaggregation | None = None
+    """Prefill replicas beside those of the cluster, which then only decode."""
+
     @field_validator("engine")
     @classmethod
     def _engine_options(cls, engine: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +173,8 @@ class Config(Spec):
             raise ValueError("command: plan needs a limit in slo, such as slo.tpot_ms.p99=13")
         if self.command == "plan" and (self.outages is not None or self.autoscaling is not None):
             raise ValueError("outages and autoscaling are for command: simulate; a plan sizes a fleet that is up and stays as it is")
+        if self.disaggregation is not None and (self.outages is not None or self.autoscaling is not None):
+            raise ValueError("disaggregation does not go with outages or autoscaling")
         endless = isinstance(self.workload, OpenSpec) or self.workload.kind == "clients"
         if self.command == "simulate" and endless and self.run.duration_s is None and self.run.num_requests is None:
             raise ValueError("give run.duration_s or run.num_requests, else the arrivals never end")
@@ -225,6 +231,23 @@ class Config(Spec):
             message = one_line(error, merged, "engine")
             raise UserError(message.replace("engine.num_gpu_blocks:", "engine.num_gpu_blocks_override:")) from None
 
+    def split(self, cost: CostModel) -> Disaggregation | None:
+        """`disaggregation`, with the size of a block.
+
+        Raises:
+            UserError: neither the cost model nor the model's shape tells it.
+        """
+        spec, memory = self.disaggregation, cost.artifact.memory
+        if spec is None or spec.bytes_per_block is not None:
+            return spec
+        if memory.parts is not None:
+            size: float | None = memory.parts.bytes_per_block * cost.artifact.tensor_parallel_size
+        else:
+            size = bytes_per_block(self.model.config, cost.artifact.kv_cache_dtype, memory.block_size)
+        if size is None:
+            raise UserError(f"disaggregation.bytes_per_block: not known for {self.model.name}; give it")
+        return spec.model_copy(update={"bytes_per_block": size})
+
     def _with_start(self, spec: Started | None) -> Started | None:
         """With the measured time that an engine takes to start, unless it is given."""
         if spec is None or spec.engine_start_s is not None:
@@ -256,6 +279,7 @@ class Config(Spec):
             others=self.pools(),
             outages=self._with_start(self.outages),
             autoscaling=self._with_start(self.autoscaling),
+            disaggregation=self.split(cost),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 from simulator.candidate import Candidate
@@ -36,6 +37,8 @@ LONGEST_PERIODS = 3
 SWINGS = 5
 """A run should see so many swings of the rate."""
 HOURS_A_DAY = 24
+PREFILL_SHARES = (0.125, 0.25, 0.5)
+"""Tried where a disaggregated service's is not given."""
 SURELY = 1.25
 """Sizes that by the estimate are short of what the load needs by this factor are not simulated."""
 
@@ -97,7 +100,23 @@ def plan(config: Config) -> Plan:
     Raises:
         UserError: it makes no sense. That no number of GPUs will do is an answer, not an error.
     """
-    return answer(Question.of(config), config.plan.workers)
+    question = Question.of(config)
+    if question.disaggregation is None or question.disaggregation.prefill_share is not None:
+        return answer(question, config.plan.workers)
+    return best_split(question, config.plan.workers)
+
+
+def best_split(question: Question, workers: int | None = None) -> Plan:
+    """The answer with the share of prefill replicas that needs the fewest GPUs; of several, the one with the most headroom."""
+    assert question.disaggregation is not None
+    plans = []
+    for share in PREFILL_SHARES:
+        split = question.disaggregation.model_copy(update={"prefill_share": share})
+        plans.append(answer(replace(question, disaggregation=split), workers))
+    needed = {share: one.gpus for share, one in zip(PREFILL_SHARES, plans, strict=True)}
+    tried = ", ".join(f"{gpus or 'no'} GPUs with a share of {share:g}" for share, gpus in needed.items())
+    best = min(plans, key=lambda one: (one.gpus or inf, -(one.chosen.binding.headroom if one.chosen else 0.0)))
+    return replace(best, caveats=(*best.caveats, f"prefill replicas tried: {tried}"))
 
 
 def answer(question: Question, workers: int | None = None) -> Plan:

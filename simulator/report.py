@@ -71,6 +71,9 @@ def headline(plan: Plan) -> str:
         if plan.num_replicas > 1
         else f"one replica on {question.gpus_per_replica} × {artifact.gpu}"
     )
+    split = question.split(plan.num_replicas)
+    if split is not None:
+        replicas = f"{split.prefill_replicas} for prompts and {plan.num_replicas - split.prefill_replicas} for answers, {each},"
     beside = " beside " + " and ".join(f"{pool.num_replicas} of {pool.name}" for pool in question.others) if question.others else ""
     router = f" behind a {question.router} router" if plan.num_replicas > 1 or beside else ""
     return f"You need {_gpus(plan, plan.num_replicas)}{beside}: {replicas}{router}, for {service}."
@@ -88,6 +91,7 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
         ("simulated", _simulated(plan)),
         ("traffic", traffic(plan)),
         ("clients", _clients(plan)),
+        ("split", plan.question.disaggregation.describe() if plan.question.disaggregation else ""),
         ("step times", _step_times(plan)),
         ("extrapolated", _extrapolated(plan)),
     ]

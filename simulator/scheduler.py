@@ -205,17 +205,19 @@ class Scheduler:
         engine = self.engine
         while budget > 0 and len(self.waiting) > 0 and len(self.running) < engine.max_num_seqs:
             sequence = self.waiting.peek()
-            tokens = sequence.num_tokens
+            # Computed already is what another engine sent, of a request that has not been preempted here.
+            computed = sequence.num_computed_tokens
+            tokens = sequence.num_tokens - computed
             if self._chunk_limit:
                 tokens = min(tokens, self._chunk_limit)
             if tokens > budget and not engine.enable_chunked_prefill:
                 break
             tokens = min(tokens, budget)
             # The gate asks for room for the whole sequence but takes only the chunk's blocks: a test, not a reservation.
-            needed = blocks_for(sequence.num_tokens if engine.scheduler_reserve_full_isl else tokens, engine.block_size)
+            needed = blocks_for(sequence.num_tokens if engine.scheduler_reserve_full_isl else computed + tokens, engine.block_size)
             if needed + (self._watermark_blocks if self.running else 0) > self.pool.free_blocks:
                 break
-            blocks = blocks_for(tokens, engine.block_size)
+            blocks = blocks_for(computed + tokens, engine.block_size)
             self.pool.take(blocks)
             self.waiting.pop()
             self.running.append(sequence)

@@ -15,6 +15,7 @@ from simulator.autoscaler import Autoscaler, Autoscaling
 from simulator.clients import Clients
 from simulator.cluster import NS_PER_S, Cluster, Group, Timeline
 from simulator.cost import CostModel
+from simulator.disaggregation import Disaggregation, SplitCluster
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
 from simulator.fleet import Fleet
@@ -56,9 +57,15 @@ class Scenario:
     autoscaling: Autoscaling | None = None
     """The number of replicas follows the load; `num_replicas` are there at the start."""
 
+    disaggregation: Disaggregation | None = None
+    """Prompts are computed by replicas of their own."""
+
     @property
     def groups(self) -> tuple[Group, ...]:
         """All replicas, the main group first."""
+        if self.disaggregation is not None:
+            prefill = Group("prefill", self.engine, self.cost, self.disaggregation.prefill_replicas)
+            return (Group("decode", self.engine, self.cost, self.num_replicas), *self.others, prefill)
         return (Group("main", self.engine, self.cost, self.num_replicas), *self.others)
 
 
@@ -125,8 +132,10 @@ def simulate(scenario: Scenario, on_progress: Callable[[int, int], None] | None 
     """
     _check(scenario)
     env = simpy.Environment(initial_time=0)  # an integer clock, nanoseconds
-    router = make_router(scenario.router, scenario.seed)
-    cluster = Cluster(env, scenario.groups, router, scenario.stride)
+    if scenario.disaggregation is None:
+        cluster = Cluster(env, scenario.groups, make_router(scenario.router, scenario.seed), scenario.stride)
+    else:
+        cluster = SplitCluster(env, scenario.groups, scenario.router, scenario.seed, scenario.stride, scenario.disaggregation)
     workload = scenario.workload
     fleet = Fleet(cluster, scenario.seed)
     if scenario.outages is not None:

@@ -40,6 +40,8 @@ class StepLog:
         self._rows = array("q")
         self._segments = array("q")
         self._cuts: dict[int, int] = {}
+        self.discards = False
+        """Whether nobody gets what the engine emits."""
         self._regenerate = regenerate
 
     def add(self, *row: int) -> None:
@@ -48,7 +50,8 @@ class StepLog:
 
     def add_segment(self, row: int, token: int, first_step: int, last_step: int) -> None:
         """Request `row` emitted token number `token` in `first_step`, and one more in every step up to `last_step`."""
-        self._segments.extend((row, token, first_step, last_step))
+        if not self.discards:
+            self._segments.extend((row, token, first_step, last_step))
 
     def cut(self, row: int, last_step: int) -> None:
         """Request `row` was aborted: what it emitted after `last_step` was never handled."""

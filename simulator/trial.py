@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from simulator.cluster import Group
 from simulator.cost import CostModel
+from simulator.disaggregation import Disaggregation
 from simulator.domain import outside_domain
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
@@ -44,6 +45,8 @@ class Question:
     clients: ClientConfig | None = None
     others: tuple[Group, ...] = ()
     """Replicas that are there anyway, behind the same router."""
+    disaggregation: Disaggregation | None = None
+    """A share of the replicas computes prompts; its `prefill_share` is given."""
     router: str = "least_requests"
     seed: int = 0
     """Of the first run; the others follow."""
@@ -77,6 +80,7 @@ class Question:
             slos=config.slo,
             clients=config.clients,
             others=config.pools(),
+            disaggregation=config.split(cost),
             router=config.cluster.router,
             seed=config.seed,
             num_seeds=options.num_seeds,
@@ -84,6 +88,12 @@ class Question:
             confidence=options.confidence,
             measured_s=None if options.hours is None else options.hours * 3600,
         )
+
+    def split(self, num_replicas: int) -> Disaggregation | None:
+        """How so many replicas are split; None: each does both, as one alone must."""
+        if self.disaggregation is None or num_replicas == 1:
+            return None
+        return self.disaggregation.model_copy(update={"prefill_replicas": self.disaggregation.prefills(num_replicas)})
 
     @property
     def gpus_per_replica(self) -> int:
@@ -151,15 +161,18 @@ class Trial:
 
 def run_trial(question: Question, demand: Demand, period: Period, num_replicas: int, seed: int) -> Trial:
     """Simulates one candidate under one seed's traffic."""
+    split = question.split(num_replicas)
     if question.replays:
         start = Start(question.traffic(seed, duration_s=period.window[1]), 0, 0.0)
     else:
-        start = begin(question.traffic(seed, duration_s=period.past_s + period.end_s), period.past_s, demand, num_replicas)
+        traffic = question.traffic(seed, duration_s=period.past_s + period.end_s)
+        start = begin(traffic, period.past_s, demand, num_replicas, split.prefill_replicas if split else None)
     scenario = Scenario(
         workload=start.workload,
         engine=question.engine,
         cost=question.cost,
-        num_replicas=num_replicas,
+        num_replicas=num_replicas - split.prefill_replicas if split else num_replicas,
+        disaggregation=split,
         router=question.router,
         seed=seed,
         horizon_s=start.lead_s + period.end_s,
@@ -167,17 +180,17 @@ def run_trial(question: Question, demand: Demand, period: Period, num_replicas: 
         clients=question.clients,
         others=question.others,
     )
-    return _reduce(question.slos, period, start, simulate(scenario), seed)
+    return _reduce(question.slos, period, start, simulate(scenario), seed, num_replicas)
 
 
-def _reduce(slos: Slos, period: Period, start: Start, result: Result, seed: int) -> Trial:
+def _reduce(slos: Slos, period: Period, start: Start, result: Result, seed: int, num_replicas: int) -> Trial:
     timeline, window = result.timeline, (start.lead_s + period.window[0], start.lead_s + period.window[1])
     time_s = timeline.time_ns / NS_PER_S
     shown, steady = time_s >= start.lead_s, (window[0] <= time_s) & (time_s <= window[1])
     running, waiting = timeline.running.sum(1).astype(np.float64), timeline.waiting.sum(1).astype(np.float64)
     found = latencies(result, window)
     return Trial(
-        num_replicas=result.scenario.num_replicas,
+        num_replicas=num_replicas,
         seed=seed,
         outcomes=judge(result, slos, window),
         latencies={name: latency for name, latency in found.items() if name != "queue"},

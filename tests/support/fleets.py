@@ -9,6 +9,7 @@ import numpy as np
 from simulator.autoscaler import Autoscaling
 from simulator.cluster import Group
 from simulator.cost import CostModel
+from simulator.disaggregation import Disaggregation
 from simulator.outages import Drain, Failure, Outages, RandomFailures, RollingDeploy
 from simulator.simulate import Scenario
 from tests.support.cases import random_cost
@@ -42,6 +43,20 @@ def fleet_scenario(seed: int) -> Scenario:
     if scenario.autoscaling is None or rng.random() < 0.3:
         scenario = replace(scenario, outages=random_outages(rng, step_s))
     return scenario
+
+
+def split_scenario(seed: int) -> Scenario:
+    """Prompts on replicas of their own, with and without impatient clients; transfers of no time, of a step, or longer than answers."""
+    scenario = impatient_scenario(seed)
+    rng = np.random.default_rng([seed, 5])
+    step_ns = int(scenario.cost.artifact.step["none"].gpu_ns["one"])
+    split = Disaggregation(
+        prefill_replicas=int(rng.integers(1, 3)),
+        bandwidth_gb_per_s=float(rng.choice([1.0, 1e6])),
+        latency_s=float(rng.choice([0, 1, 5])) * step_ns / 1e9,
+        bytes_per_block=float(rng.choice([step_ns / 10, step_ns])),
+    )
+    return replace(scenario, disaggregation=split, clients=scenario.clients if rng.random() < 0.6 else None)
 
 
 def random_outages(rng: np.random.Generator, step_s: float) -> Outages:
