@@ -8,7 +8,6 @@ from zlib import crc32
 
 import numpy as np
 from pydantic import Field
-from scipy.special import ndtri
 
 from simulator.ratelimit import RateLimit
 from simulator.workload.base import NS_PER_S, Int64, Spec, stream
@@ -28,14 +27,14 @@ class Patience(Spec):
 
     def draw_ns(self, seed: int, num_requests: int) -> Int64:
         """int64[n], at least 1: that of request i does not depend on how many there are, nor on what becomes of them."""
-        shares = stream(seed, "clients/patience").random(num_requests)
+        rng = stream(seed, "clients/patience")
         if self.kind == "constant":
             seconds = np.full(num_requests, self.mean_s)
         elif self.kind == "exponential":
-            seconds = -self.mean_s * np.log1p(-shares)
+            seconds = -self.mean_s * np.log1p(-rng.random(num_requests))
         else:
             sigma = sqrt(log(1 + self.cv**2))
-            seconds = self.mean_s * np.exp(sigma * ndtri(np.maximum(shares, 1e-12)) - sigma**2 / 2)
+            seconds = self.mean_s * np.exp(sigma * rng.standard_normal(num_requests) - sigma**2 / 2)
         patience_ns: Int64 = np.maximum(np.rint(seconds * NS_PER_S), 1).astype(np.int64)
         return patience_ns
 
