@@ -23,6 +23,7 @@ from simulator.pools import PoolConfig
 from simulator.router import ROUTERS
 from simulator.simulate import Scenario
 from simulator.slo import Slos
+from simulator.spares import Spares
 from simulator.workload import OpenSpec, WorkloadSpec, generate, one_line
 from simulator.workload.base import Spec
 
@@ -122,6 +123,8 @@ class PlanConfig(Spec):
     """Simulated steady state of a run; null: as long as the answer needs."""
     workers: int | None = Field(None, ge=1)
     """Processes; null: one a core."""
+    spares: Spares | None = None
+    """Says how many nodes to own where nodes fail; null: not asked."""
 
 
 class Config(Spec):

@@ -41,9 +41,8 @@ def fleet_text(config: Config, figures: Mapping[str, Any]) -> list[str]:
         )
     paragraphs = ["\n".join(lines)] if lines else []
     if len(figures["groups"]) > 1:
-        paragraphs.append(
-            table(["pool", "replicas", "requests", "tokens/s", "GPU busy"], [_group(*item) for item in figures["groups"].items()])
-        )
+        rows = [_group(*item) for item in figures["groups"].items()]
+        paragraphs.append(table(["pool", "replicas", "requests", "tokens/s", "GPU busy", "TTFT p99", "TPOT p99"], rows))
     if figures["compared"]:
         names = [name for name in LABELS if any(name in row for row in figures["compared"].values())]
         rows = [[service, *(_cell(name, row.get(name)) for name in names)] for service, row in figures["compared"].items()]
@@ -76,6 +75,8 @@ def _group(name: str, row: Mapping[str, float]) -> list[str]:
         f"{row['requests_share']:.1%}",
         f"{row['output_tokens_per_s']:,.0f}",
         f"{row['gpu_utilization']:.0%}",
+        duration(row["p99_ttft_ms"] / 1000),
+        duration(row["p99_tpot_ms"] / 1000),
     ]
 
 
@@ -89,10 +90,9 @@ def _cell(name: str, value: float | None) -> str:
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Columns side by side, the first one to the left."""
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in (head, *rows)
-    )
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for first, *others in (head, *rows):
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)

@@ -90,6 +90,7 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
     found += [
         ("simulated", _simulated(plan)),
         ("traffic", traffic(plan)),
+        ("spares", plan.question.spares.describe(plan.gpus) if plan.question.spares and plan.gpus else ""),
         ("clients", _clients(plan)),
         ("split", plan.question.disaggregation.describe() if plan.question.disaggregation else ""),
         ("step times", _step_times(plan)),
@@ -143,6 +144,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "gpus": plan.gpus,
         "replicas": plan.num_replicas,
         "gpus_per_replica": plan.question.gpus_per_replica,
+        "nodes_to_own": plan.question.spares.nodes(plan.gpus) if plan.question.spares and plan.gpus else None,
         "router": plan.question.router,
         "infeasible": plan.reason or None,
         "binding_slo": None if plan.chosen is None else plan.chosen.binding.name,

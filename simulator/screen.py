@@ -89,9 +89,11 @@ def clients_text(figures: Mapping[str, Any]) -> str:
     """What impatient clients did: figures of `summary.attempt_figures`."""
     ends = {"finished": "answered", "aborted": "aborted", "rejected": "refused (429)", "lost": "lost", "in_flight": "in flight"}
     shares = [f"{figures[f'{key}_share']:.1%} {name}" for key, name in ends.items() if figures[f"{key}_share"]]
+    goodput = f"\ngoodput    {figures['request_goodput']:.3g} requests/s within every limit" if "request_goodput" in figures else ""
     return (
         f"attempts   {figures['attempts']:,}, {figures['attempts_per_request']:.3g} a request: {' · '.join(shares)}\n"
-        f"given up   {figures['given_up_share']:.1%} of requests for good; {figures['wasted_token_share']:.1%} of tokens emitted in vain"
+        f"given up   {figures['given_up_share']:.1%} of requests for good;"
+        f" {figures['wasted_token_share']:.1%} of tokens emitted in vain{goodput}"
     )
 
 

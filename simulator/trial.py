@@ -19,6 +19,7 @@ from simulator.patience import ClientConfig
 from simulator.simulate import Result, Scenario, simulate
 from simulator.sizing import Demand
 from simulator.slo import Slos
+from simulator.spares import Spares
 from simulator.steady import Period
 from simulator.summary import attempt_figures
 from simulator.underway import Start, begin
@@ -54,6 +55,8 @@ class Question:
     """Runs of every candidate, each with traffic of its own; all candidates see the same. More where it is close."""
     max_gpus: int = 64
     confidence: float = 0.95
+    spares: Spares | None = None
+    """How nodes fail, for the number to own."""
     measured_s: float | None = None
     """Steady state that each run measures; None: as long as the answer needs."""
 
@@ -86,6 +89,7 @@ class Question:
             num_seeds=options.num_seeds,
             max_gpus=options.max_gpus,
             confidence=options.confidence,
+            spares=options.spares,
             measured_s=None if options.hours is None else options.hours * 3600,
         )
 

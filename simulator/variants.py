@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from math import ceil
+from math import ceil, nan
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.cluster import NS_PER_S
 from simulator.patience import ClientConfig
@@ -53,8 +54,14 @@ def serving_share(result: Result) -> float:
 
 
 def per_group(result: Result) -> dict[str, dict[str, float]]:
-    """Of each group of replicas: `replicas` there at the end, `requests_share`, `output_tokens_per_s`, `gpu_utilization`."""
+    """Of each group of replicas: `replicas` that there ever were, `requests_share`, `output_tokens_per_s`, `gpu_utilization`.
+
+    And the 99th percentiles of its answers' TTFT and TPOT, milliseconds, from the attempt that was answered; NaN without answers.
+    """
     found = {}
+    answered = result.finish_ns >= 0
+    ttft_ms = (result.first_token_ns - result.sent_ns) / 1e6
+    tpot_ms = (result.finish_ns - result.first_token_ns) / 1e6 / np.maximum(result.requests.output_tokens - 1, 1)
     sent = result.replica >= 0
     for index, group in enumerate(result.scenario.groups):
         mine = result.group == index
@@ -65,8 +72,14 @@ def per_group(result: Result) -> dict[str, dict[str, float]]:
             "requests_share": float(here.sum() / max(sent.sum(), 1)),
             "output_tokens_per_s": float(result.emitted_tokens[here].sum()) / max(result.end_ns / NS_PER_S, 1e-9),
             "gpu_utilization": min(float(result.busy_ns[mine].sum()) / max(there_ns, 1.0), 1.0),
+            "p99_ttft_ms": _p99(ttft_ms[here & answered]),
+            "p99_tpot_ms": _p99(tpot_ms[here & answered & (result.requests.output_tokens > 1)]),
         }
     return found
+
+
+def _p99(values: NDArray[np.float64]) -> float:
+    return float(np.percentile(values, 99)) if len(values) else nan
 
 
 def _figures(result: Result, slos: Slos | None) -> dict[str, Any]:

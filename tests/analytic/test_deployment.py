@@ -12,6 +12,7 @@ from simulator.outages import Failure, Outages, RandomFailures, RollingDeploy
 from simulator.patience import ClientConfig
 from simulator.request import RequestTable
 from simulator.simulate import NS_PER_S, Scenario, simulate
+from simulator.spares import Spares
 from simulator.variants import mean_replicas, peak_replicas, per_group, serving_share
 from simulator.workload import OpenLoop, Workload
 from tests.support.cases import cost_model
@@ -44,6 +45,17 @@ def test_a_node_is_there_for_mtbf_of_mtbf_and_mttr_and_start() -> None:
     assert Interval.of(shares).agrees_with(up, within=0.1)
     # Nobody serves where both nodes are away, independently of each other.
     assert Interval.of(refused).agrees_with((1 - up) ** 2, within=0.4)
+
+
+def test_nodes_to_own_are_the_fewest_that_are_up_long_enough() -> None:
+    spares = Spares(mtbf_s=900.0, mttr_s=100.0, at_least=0.99)
+    assert spares.node_availability == pytest.approx(0.9)
+    # Nine GPUs need two nodes: of three, two are up with 0.9³ + 3 · 0.9² · 0.1 = 0.972, of four with 0.9963.
+    assert spares.nodes(9) == 4
+    assert spares.nodes(8) == 2
+    assert "own 4 nodes of 8 GPUs: the 2 that are needed are then up 99.630% of the time" in spares.describe(9)
+    # As the simulation has it, the start of the engines included: see the test above.
+    assert Spares(mtbf_s=300.0, mttr_s=60.0, engine_start_s=40.0).node_availability == pytest.approx(300 * np.exp(-40 / 300) / 360)
 
 
 def test_a_transfer_takes_bytes_over_bandwidth_and_latency() -> None:
