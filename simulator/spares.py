@@ -44,6 +44,6 @@ class Spares(Spec):
         needed, owned = ceil(gpus / GPUS_PER_NODE), self.nodes(gpus)
         up = self._up(needed, owned)
         return (
-            f"own {owned} nodes of {GPUS_PER_NODE} GPUs: {needed} or more, as many as are needed, then serve {up:.3%} of the time (asked for"
+            f"own {owned} nodes of {GPUS_PER_NODE} GPUs: {needed} or more, as many as needed, then serve {up:.3%} of the time (asked for"
             f" {self.at_least:.3%}; a node serves {self.node_availability:.2%} of it)"
         )

@@ -53,7 +53,7 @@ def test_nodes_to_own_are_the_fewest_that_are_up_long_enough() -> None:
     # Nine GPUs need two nodes: of three, two are up with 0.9³ + 3 · 0.9² · 0.1 = 0.972, of four with 0.9963.
     assert spares.nodes(9) == 4
     assert spares.nodes(8) == 2
-    assert "own 4 nodes of 8 GPUs: 2 or more, as many as are needed, then serve 99.630% of the time" in spares.describe(9)
+    assert "own 4 nodes of 8 GPUs: 2 or more, as many as needed, then serve 99.630% of the time" in spares.describe(9)
     # As the simulation has it, the start of the engines included: see the test above.
     assert Spares(mtbf_s=300.0, mttr_s=60.0, engine_start_s=40.0).node_availability == pytest.approx(300 * np.exp(-40 / 300) / 360)
 
