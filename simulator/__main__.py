@@ -82,9 +82,10 @@ def _simulate(config: Config) -> None:
     from simulator.screen import run_text
     from simulator.simulate import simulate
     from simulator.summary import summary
+    from simulator.variants import compared, per_group, serving_share
 
     scenario = config.scenario()
-    requests, replicas = len(scenario.workload.requests), scenario.num_replicas
+    requests, replicas = len(scenario.workload.requests), sum(group.num_replicas for group in scenario.groups)
     print(f"simulating {requests:,} requests on {replicas} replica{'s' if replicas > 1 else ''}", file=sys.stderr)
     with tqdm(desc="simulating", total=requests, unit="request", leave=False, disable=None, file=sys.stderr, dynamic_ncols=True) as bar:
 
@@ -92,7 +93,16 @@ def _simulate(config: Config) -> None:
             bar.update(finished - bar.n)
 
         result = simulate(scenario, advance)
-    figures = {**summary(result, config.slo), "outside_domain": outside_domain(result)}
+    figures = {
+        **summary(result, config.slo),
+        "outside_domain": outside_domain(result),
+        "groups": per_group(result),
+        "serving_share": serving_share(result),
+        "engine_start_s": max(spec.engine_start_s or 0.0 for spec in (scenario.outages, scenario.autoscaling) if spec is not None)
+        if scenario.outages or scenario.autoscaling
+        else None,
+        "compared": compared(scenario, result, config.slo),
+    }
     folder = write_run(config, result, figures)
     print(run_text(config, figures, textwrap.fill(scenario.workload.description, 120)))
     print(f"\nfiles: {folder}")

@@ -7,7 +7,8 @@ from math import inf
 from pathlib import Path
 
 from simulator.accuracy import change, is_plain, refusal
-from simulator.config import Config, load, merged
+from simulator.compose import merged
+from simulator.config import Config, load
 from simulator.errors import NotMeasuredError, UserError
 from simulator.models import measured
 from simulator.plan import Plan, plan

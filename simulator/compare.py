@@ -9,7 +9,8 @@ from pathlib import Path
 
 from simulator.accuracy import refusal, score_of
 from simulator.comparison import CompareConfig
-from simulator.config import Config, load, merged
+from simulator.compose import merged
+from simulator.config import Config, load
 from simulator.domain import outside_domain
 from simulator.errors import NotMeasuredError, UserError
 from simulator.interval import Interval

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -69,6 +70,19 @@ def _alternatives(shipped: Iterable[str], like: str, root: Path) -> str:
     names = [name.removesuffix(".json") for name in shipped]
     same = [name.removeprefix(like) for name in names if name.startswith(like)]
     return f" of {like.rstrip('/')}: {', '.join(same)}" if same else f": {', '.join(names) or f'nothing in {root}'}"
+
+
+def engine_start_s(artifact: Path) -> float:
+    """Seconds from an engine's start to its first step, as the profile beside a cost model has it (weights were not loaded).
+
+    Raises:
+        UserError: there is no profile: the model was fitted to a trace, or the file is not one of the shipped.
+    """
+    profile = artifact.with_suffix(".profile.json.gz")
+    if not profile.is_file():
+        raise UserError(f"engine_start_s was not measured for {artifact.stem}; give it, such as engine_start_s: 66 (a 7B on an H100)")
+    with gzip.open(profile, "rt", encoding="utf-8") as text:
+        return float(json.load(text)["engine_start_s"])
 
 
 def artifact_name(weights: str, kv_cache_dtype: str, tensor_parallel_size: int, speculation: str | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 from simulator.accuracy import accuracy_text, refusal
@@ -37,6 +38,8 @@ LONGEST_PERIODS = 3
 SWINGS = 5
 """A run should see so many swings of the rate."""
 HOURS_A_DAY = 24
+PREFILL_SHARES = (0.125, 0.25, 0.5)
+"""Tried where a disaggregated service's is not given."""
 SURELY = 1.25
 """Sizes that by the estimate are short of what the load needs by this factor are not simulated."""
 
@@ -103,7 +106,25 @@ def plan(config: Config) -> Plan:
     """
     if reason := refusal(config):
         raise UserError(f"opt: {reason}")
-    return replace(answer(Question.of(config), config.plan.workers), accuracy=accuracy_text(config))
+    question = Question.of(config)
+    if question.disaggregation is None or question.disaggregation.prefill_share is not None:
+        found = answer(question, config.plan.workers)
+    else:
+        found = best_split(question, config.plan.workers)
+    return replace(found, accuracy=accuracy_text(config))
+
+
+def best_split(question: Question, workers: int | None = None) -> Plan:
+    """The answer with the share of prefill replicas that needs the fewest GPUs; of several, the one with the most headroom."""
+    assert question.disaggregation is not None
+    plans = []
+    for share in PREFILL_SHARES:
+        split = question.disaggregation.model_copy(update={"prefill_share": share})
+        plans.append(answer(replace(question, disaggregation=split), workers))
+    needed = {share: one.gpus for share, one in zip(PREFILL_SHARES, plans, strict=True)}
+    tried = ", ".join(f"{gpus or 'no'} GPUs with a share of {share:g}" for share, gpus in needed.items())
+    best = min(plans, key=lambda one: (one.gpus or inf, -(one.chosen.binding.headroom if one.chosen else 0.0)))
+    return replace(best, caveats=(*best.caveats, f"prefill replicas tried: {tried}"))
 
 
 def answer(question: Question, workers: int | None = None) -> Plan:
@@ -161,7 +182,12 @@ def demand_of(question: Question) -> tuple[Demand, str]:
     else:
         rate = (len(arrival_ns) - 1) / max(float(arrival_ns[-1] - arrival_ns[0]) / NS_PER_S, 1 / NS_PER_S)
     per_step = 1.0 if question.acceptance is None else question.acceptance.tokens_per_step
-    return Demand(workload.requests, rate, question.engine, question.cost, per_step), workload.description.rpartition("; ")[0]
+    demand = Demand(workload.requests, rate, question.engine, question.cost, per_step)
+    beside = sum(
+        group.num_replicas * Demand(workload.requests, rate, group.engine, group.cost).most_tokens_per_s / demand.most_tokens_per_s
+        for group in question.others
+    )
+    return replace(demand, beside=beside), workload.description.rpartition("; ")[0]
 
 
 def _impossible(question: Question, demand: Demand) -> str:

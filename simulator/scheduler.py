@@ -7,6 +7,7 @@ Source: vLLM 0.26 `v1/core/sched/scheduler.py` `schedule()` and `update_from_out
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from heapq import heappop, heappush
 
 from simulator.decode import DecodeBatch
@@ -204,17 +205,19 @@ class Scheduler:
         engine = self.engine
         while budget > 0 and len(self.waiting) > 0 and len(self.running) < engine.max_num_seqs:
             sequence = self.waiting.peek()
-            tokens = sequence.num_tokens
+            # Computed already is what another engine sent, of a request that has not been preempted here.
+            computed = sequence.num_computed_tokens
+            tokens = sequence.num_tokens - computed
             if self._chunk_limit:
                 tokens = min(tokens, self._chunk_limit)
             if tokens > budget and not engine.enable_chunked_prefill:
                 break
             tokens = min(tokens, budget)
             # The gate asks for room for the whole sequence but takes only the chunk's blocks: a test, not a reservation.
-            needed = blocks_for(sequence.num_tokens if engine.scheduler_reserve_full_isl else tokens, engine.block_size)
+            needed = blocks_for(sequence.num_tokens if engine.scheduler_reserve_full_isl else computed + tokens, engine.block_size)
             if needed + (self._watermark_blocks if self.running else 0) > self.pool.free_blocks:
                 break
-            blocks = blocks_for(tokens, engine.block_size)
+            blocks = blocks_for(computed + tokens, engine.block_size)
             self.pool.take(blocks)
             self.waiting.pop()
             self.running.append(sequence)
@@ -314,15 +317,17 @@ class Scheduler:
             self._finishing.pop(heappop(steps), None)
         return steps[0]
 
-    def commit(self, steps: int) -> tuple[StepPlan, list[Sequence]]:
+    def commit(self, steps: int, aborted: Iterable[Sequence] = ()) -> tuple[StepPlan, list[Sequence]]:
         """The results of the oldest plan and of the `steps` − 1 after it arrive (`steps` ≤ `stable_steps`).
 
-        Returns the oldest plan, and the sequences that finished.
+        Before the last of them the `aborted` are let go. Returns the oldest plan, and the sequences that finished.
         """
         plan = self.in_flight.popleft()
         if steps > 1:
             self.repeat(steps - 1)
         done = plan.step + steps - 1
+        for sequence in aborted:
+            self._abort(sequence, plan, done - 1)
         finished = self._finishing.pop(done, None)
         if not finished:
             return plan, []
@@ -350,6 +355,30 @@ class Scheduler:
             sequence.running = False
         sequence.blocks = 0
         sequence.emitted_tokens = sequence.output_tokens
+
+    def _abort(self, sequence: Sequence, plan: StepPlan, last_step: int) -> None:
+        """Its client left. Its blocks are free at once; its rows in flight run in vain, and results after `last_step` are dropped.
+
+        Source: vLLM 0.26 `finish_requests()`, called before `update_from_output()` (`v1/engine/core.py` `_process_aborts_queue`).
+        """
+        self._close_segment(sequence, last_step)
+        self.log.cut(sequence.row, last_step)
+        if not sequence.running:
+            self.waiting.remove(sequence)
+        else:
+            if sequence.decoding:
+                sequence.blocks = sequence.blocks_at(self.step, self.engine.block_size)
+                self.decode.leave(sequence)
+            elif self._is_prefilling(sequence):
+                self._prefilling -= 1
+            self.pool.give_back(sequence.blocks)
+            self.running.remove(sequence)
+            sequence.running = False
+        sequence.blocks = 0
+        self._forget_finish(sequence)
+        for launched in (plan, *self.in_flight):
+            if sequence in launched.completing:
+                launched.completing.remove(sequence)
 
     def close_segments(self) -> None:
         """Ends the run while requests are unfinished: what they emitted so far goes to the log."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.attempts import Attempts, Outcome
 from simulator.cluster import NS_PER_S
 from simulator.itl import inter_token_latency
 from simulator.metrics import Latency, Window, judge, latencies, sent_in, within_limits
@@ -32,18 +33,20 @@ def summary(result: Result, slos: Slos | None = None, window: Window | None = No
     Args:
         result: the run.
         slos: adds `request_goodput`, `goodput_share` and `slo`.
-        window: steady state; everything but `gpu_utilization` is of the window alone.
+        window: steady state; everything but `gpu_utilization` and `gpu_hours` are of the window alone.
         itl: whether to compute inter-token latencies, which takes longer than all the rest.
 
     Returns:
-        Latencies in milliseconds (`p99_e2el_ms` is infinite where the run was too short to see it), rates per second, shares
-        between 0 and 1. `output_throughput` counts the tokens of unfinished requests, too.
+        Latencies in milliseconds (`p99_e2el_ms` is infinite where the run was too short to see it), of requests that were not given
+        up, from their first attempt on; rates per second, shares between 0 and 1. `output_throughput` counts the tokens of
+        unfinished requests, too.
     """
     found = latencies(result, window)
     return {
         **_counts(result, window),
+        **({} if result.attempts is None else attempt_figures(result, result.attempts, window)),
         **_throughput(result, slos, window),
-        **_latency_figures(found),
+        **_latency_figures({name: latency.answered() for name, latency in found.items()}),
         **(_itl_figures(result, window) if itl else {}),
         **_use(result, window),
         **stragglers(result, window),
@@ -62,18 +65,44 @@ def _edges_ns(result: Result, window: Window | None) -> tuple[int, int]:
 def _counts(result: Result, window: Window | None) -> dict[str, Any]:
     requests, sent = result.requests, sent_in(result, window)
     finished = result.finish_ns >= 0
+    gave_up = np.zeros_like(sent) if result.attempts is None else result.attempts.gave_up
     low_ns, high_ns = _edges_ns(result, window)
     return {
         "duration": (high_ns - low_ns) / NS_PER_S,
         "num_requests": int(sent.sum()),
         "completed": int((sent & finished).sum()),
-        "censored": int((sent & ~finished).sum()),
-        "unsent": int((result.sent_ns < 0).sum()),
+        "censored": int((sent & ~finished & ~gave_up).sum()),
+        "unsent": int((result.asked_ns < 0).sum()),
         "rejected": result.scenario.workload.rejected,
         "truncated": int((requests.truncated & finished & sent).sum()),
         "never_visible": int(((requests.visible_token > requests.output_tokens) & finished & sent).sum()),
         "preemptions": int(result.preemptions[sent].sum()),
         "preempted_requests": int((result.preemptions[sent] > 0).sum()),
+    }
+
+
+def attempt_figures(result: Result, attempts: Attempts, window: Window | None) -> dict[str, float]:
+    """What clients did that do not wait for ever: shares of attempts, of requests, and of the tokens emitted.
+
+    `attempts_per_request` above 1 is load that retries add. `wasted_token_share`: tokens of answers that nobody got.
+    """
+    low_ns, high_ns = _edges_ns(result, window)
+    sent = (low_ns <= result.sent_ns) & (result.sent_ns <= high_ns)
+    asked = sent_in(result, window)
+    shares = {
+        f"{outcome.name.lower()}_share": float((attempts.outcome[sent] == outcome).mean()) if sent.any() else nan
+        for outcome in (Outcome.FINISHED, Outcome.ABORTED, Outcome.REJECTED, Outcome.LOST, Outcome.IN_FLIGHT)
+    }
+    emitted = result.emitted_tokens[sent]
+    wasted = emitted[np.isin(attempts.outcome[sent], (Outcome.ABORTED, Outcome.LOST))]
+    return {
+        "attempts": int(sent.sum()),
+        "attempts_per_request": float(attempts.number[asked].mean()) if asked.any() else nan,
+        **shares,
+        "retried_share": float((attempts.number[asked] > 1).mean()) if asked.any() else nan,
+        "given_up": int(attempts.gave_up[asked].sum()),
+        "given_up_share": float(attempts.gave_up[asked].mean()) if asked.any() else nan,
+        "wasted_token_share": float(wasted.sum() / max(emitted.sum(), 1)),
     }
 
 
@@ -137,15 +166,15 @@ def _use(result: Result, window: Window | None) -> dict[str, float]:
     timeline = result.timeline
     low_ns, high_ns = _edges_ns(result, window)
     inside = (low_ns <= timeline.time_ns) & (timeline.time_ns <= high_ns)
-    kv_usage = timeline.kv_blocks[inside] / result.scenario.engine.usable_blocks
+    kv_usage = timeline.kv_blocks[inside] / result.usable_blocks
     running, waiting = timeline.running[inside].sum(1), timeline.waiting[inside].sum(1)
 
     def mean(samples: NDArray[Any]) -> float:
         return float(samples.mean()) if samples.size else nan
 
     return {
-        # The last step launched may end after the run.
-        "gpu_utilization": min(float(result.busy_ns.mean() / result.end_ns), 1.0) if result.end_ns else nan,
+        "gpu_utilization": result.gpu_utilization,
+        "gpu_hours": result.gpu_ns / NS_PER_S / 3600,
         "kv_usage_mean": mean(kv_usage),
         "kv_usage_max": float(kv_usage.max(initial=0.0)),
         "running_mean": mean(running),

@@ -13,7 +13,7 @@ from scipy import stats
 from simulator.compare import Comparison, compare
 from simulator.compare_page import page
 from simulator.compare_report import summary, table, text
-from simulator.config import merged
+from simulator.compose import merged
 from simulator.errors import UserError
 from simulator.interval import Interval
 from simulator.quantity import QUANTITIES, quantity

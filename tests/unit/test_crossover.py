@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from simulator.__main__ import main
-from simulator.config import CONF, load
+from simulator.compose import CONF
+from simulator.config import load
 from simulator.cost import CostModel
 from simulator.crossover import Crossover, crossover, crossover_chart, crossover_of, verdict
 from simulator.engine import EngineConfig

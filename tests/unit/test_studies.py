@@ -10,7 +10,8 @@ import pytest
 
 from simulator.compare import compare
 from simulator.compare_report import text
-from simulator.config import CONF, load
+from simulator.compose import CONF
+from simulator.config import load
 from simulator.verdict import Claim
 from validation.study.tables import TABLES
 
