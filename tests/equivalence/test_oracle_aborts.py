@@ -21,7 +21,7 @@ SEEDS = range(200)
 def plain_run(seed: int) -> PlainEngine:
     case = random_case(seed)
     aborts_ns = case.requests.arrival_ns + timeout_ns(seed) + case.cost.artifact.overheads.ingress_ns
-    return PlainEngine(case.requests, case.engine, case.cost, aborts_ns.tolist()).run()
+    return PlainEngine(case.requests, case.engine, case.cost, aborts_ns=aborts_ns.tolist()).run()
 
 
 def timeout_ns(seed: int) -> int:
