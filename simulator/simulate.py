@@ -174,6 +174,9 @@ def _check(scenario: Scenario) -> None:
         raise UserError("sample_s and horizon_s must be greater than 0")
     if (engine.speculative is None) != (scenario.acceptance is None):
         raise UserError("engine.speculative and acceptance: give both or neither")
+    apart = (scenario.clients, scenario.outages, scenario.disaggregation, scenario.others)
+    if scenario.acceptance is not None and any(apart):
+        raise UserError("speculation does not go with clients, outages, disaggregation or cluster.pools yet: leave one of them out")
     if scenario.acceptance is not None and len(scenario.acceptance.rates) != engine.decode_query_len - 1:
         raise UserError(
             f"acceptance has rates for {len(scenario.acceptance.rates)} drafts, num_speculative_tokens is {engine.decode_query_len - 1}"

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from simulator.__main__ import main
+from simulator.errors import UserError
+from simulator.models import engine_start_s
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,6 +22,11 @@ def run(capsys: pytest.CaptureFixture[str], out: Path, name: str, *overrides: st
     assert code == 0, captured.err
     [folder] = out.iterdir()
     return captured.out, json.loads((folder / "summary.json").read_text()), folder
+
+
+def test_a_start_that_was_not_measured_has_to_be_given(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="engine_start_s was not measured for mine"):
+        engine_start_s(tmp_path / "mine.json")
 
 
 def mistake(capsys: pytest.CaptureFixture[str], name: str, *overrides: str) -> str:
@@ -81,10 +88,9 @@ def test_given_replicas_spare_others(capsys: pytest.CaptureFixture[str], tmp_pat
 
 
 def test_mistakes_are_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "measured: h100-sxm" in mistake(capsys, "mixed_pool", "cluster.pools=[{weights: int3}]")
-    assert "measured: h100-sxm" in mistake(capsys, "mixed_pool", "tensor_parallel_size=2")
+    assert "measured of h100-sxm" in mistake(capsys, "mixed_pool", "cluster.pools=[{weights: int3}]")
+    assert "measured of h100-sxm" in mistake(capsys, "mixed_pool", "tensor_parallel_size=2")
     assert "command: simulate" in mistake(capsys, "failures", "command=plan")
-    assert "engine_start_s was not measured" in mistake(capsys, "failures", "outages.engine_start_s=null")
     assert "max_replicas 1 is less than min_replicas 2" in mistake(
         capsys, "autoscaling", "autoscaling.max_replicas=1", "autoscaling.min_replicas=2"
     )
