@@ -34,9 +34,10 @@ from profiler.raw import Raw
 from profiler.steps import replay
 from profiler.trace import read_trace
 from simulator.artifact import Artifact, Measurement, Memory, MemoryParts, Overheads, Provenance, Regime
+from simulator.cost import CostModel
 from simulator.errors import UserError
 from simulator.features import StepFeatures
-from simulator.models import MODELS
+from simulator.models import MODELS, artifact_name
 
 
 def fit_profile(raw: Raw, trace: Path | None = None, after: Raw | None = None) -> tuple[Artifact, str]:
@@ -80,6 +81,7 @@ def fit_profile(raw: Raw, trace: Path | None = None, after: Raw | None = None) -
             sha256=profile.sha256,
             fitted_by="profiler.fit_profile",
             note=f"{_weights_note(profile)} {ways}",
+            after="" if after is None else _artifact(after.meta),
         ),
     )
     return artifact, _report(artifact, len(profile.table) - len(known.table))
@@ -89,6 +91,18 @@ def _weights_note(profile: Profiled) -> str:
     # The sampler's time depends on the logits, and those of dummy or random weights are no real model's.
     weights = profile.meta["weight_values"].capitalize()
     return f"{weights} weights, {'with logits as a trained model has them' if profile.sampling else 'and the logits that they give'}."
+
+
+def _artifact(meta: Mapping[str, Any]) -> str:
+    """Where the cost model of a profile lies below `models/`."""
+    name = artifact_name(meta["weights"], meta["kv_cache_dtype"], meta["tensor_parallel_size"])
+    return f"{meta['gpu']}/{meta['model']}/{name}"
+
+
+def after_of(artifact: Path) -> Raw | None:
+    """The measurements from which a shipped artifact has what its own profile did not time; None: it needs no others."""
+    after = CostModel.load(artifact).artifact.provenance.after
+    return Raw.read(artifact.parents[2] / after) if after else None
 
 
 def _regimes(model: StepTimeRegressor, profile: Profiled) -> dict[Mode, Regime]:
@@ -178,7 +192,8 @@ def main(argv: list[str]) -> int:
     try:
         given = _arguments(argv)
         raw, models = Raw.read(given["profile"]), given.get("models", MODELS)
-        artifact, report = fit_profile(raw, given.get("trace"), Raw.read(given["after"]) if "after" in given else None)
+        after = Raw.read(given["after"]) if "after" in given else after_of(given["profile"]) if given["profile"].suffix == ".json" else None
+        artifact, report = fit_profile(raw, given.get("trace"), after)
         path = export(artifact, models)
         raw.write(path)
         measured = {name: owner for name, owner in aliases().items() if (models / artifact.gpu / owner).is_dir()}

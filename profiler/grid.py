@@ -122,10 +122,10 @@ def _decode(limits: Limits) -> Iterator[tuple[Point, int]]:
             if batch > 1 and context >= 4096:
                 yield Point("decode", batch, context, "spread"), b + c + 1
                 yield Point("decode", batch, context, "one_long"), b + c + 2
-    # Every captured size once, full and with padding: the size is what the kernels see, the batch what the sampler sees.
+    # Every captured size once, full, and with padding and contexts as uneven as traffic's: equal ones end in the same instant.
     for size, s in _ranks(sorted({size // limits.tokens_per_decode for size in limits.graph_sizes if size >= limits.tokens_per_decode})):
         yield Point("decode", size, 1024), s // 2 + 1
-        yield Point("decode", max(size - 3, 1), 1024), s // 2 + 3
+        yield Point("decode", max(size - 3, 1), 4096, "spread"), s // 2 + 2
 
 
 def _prefill(limits: Limits) -> Iterator[tuple[Point, int]]:
@@ -157,7 +157,7 @@ def _sampling() -> Iterator[tuple[Point, int]]:
 
 def _energy() -> Iterator[tuple[Point, int]]:
     for batch, b in _ranks(ENERGY_BATCHES):
-        yield Point("energy", batch, 2048), b + 2
+        yield Point("energy", batch, 2048), b
 
 
 def _interleave(ranked: dict[Point, int]) -> list[Point]:

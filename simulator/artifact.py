@@ -88,6 +88,8 @@ class Provenance(Strict):
     """Hash of the raw measurements."""
     fitted_by: str
     note: str = ""
+    after: str = ""
+    """The artifact whose profile timed the sampler and the product with the vocabulary, if it is another one."""
 
 
 class Measurement(Strict):

@@ -69,7 +69,7 @@ def test_every_alias_leads_to_a_measured_model() -> None:
     ],
 )
 def test_a_miss_lists_what_was_measured(asked: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=r"measured: .*h100-sxm/r1-distill-qwen-7b/bf16-kv_auto-tp1") as caught:
+    with pytest.raises(UserError, match=r"measured.*: .*bf16-kv_auto-tp1") as caught:
         find(**asked)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 

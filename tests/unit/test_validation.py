@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from profiler.export import export
+from profiler.fit_trace import fit_trace
 from simulator.cost import CostModel
 from simulator.errors import UserError
 from simulator.models import find
@@ -38,6 +40,12 @@ def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "validation", *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cost model fitted to the shipped trace itself."""
+    return export(fit_trace(SHIPPED)[0], tmp_path_factory.mktemp("models"))
+
+
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
     """A copy of the first 60 requests of the shipped trace."""
@@ -47,13 +55,14 @@ def trace(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_shipped_trace_is_met_within_the_targets() -> None:
+def test_a_trace_that_no_fit_saw_is_met() -> None:
     errors = as_json(compare(run(SHIPPED)))["errors"]
     for name in ("e2e_s", "tpot_s"):
-        assert max(abs(errors[name][statistic]) for statistic in ("mean", "p50", "p90", "p99")) < 0.02, name
-    assert abs(errors["duration_s"]) < 0.02
-    assert abs(errors["ttft_s"]["mean"]) < 0.05
-    assert abs(errors["ttft_s"]["p50"]) < 0.05
+        assert max(abs(errors[name][statistic]) for statistic in ("mean", "p50", "p90", "p99")) < 0.025, name
+    assert abs(errors["duration_s"]) < 0.005
+    # Launches take longer in service than in the profiler's process: not modelled yet (CHANGELOG).
+    assert abs(errors["ttft_s"]["mean"]) < 0.12
+    assert abs(errors["ttft_s"]["p50"]) < 0.12
 
 
 @pytest.mark.parametrize("factor", [1.0, 2.0])
@@ -75,7 +84,7 @@ def test_json_has_the_agreed_form(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["trace"] == SHIPPED.name
-    assert found["in_sample"] is True
+    assert found["in_sample"] is False
     assert {"e2e_s", "tpot_s", "ttft_s", "duration_s", "output_tokens_per_s", "num_gpu_blocks"} <= set(found["errors"])
     for name in ("e2e_s", "tpot_s", "ttft_s"):
         assert set(found["errors"][name]) == {"mean", "p50", "p90", "p99"}
@@ -83,19 +92,22 @@ def test_json_has_the_agreed_form(tmp_path: Path) -> None:
     assert found["preemptions"] == {"measured": 0, "simulated": 0}
 
 
-def test_in_sample_is_said_of_the_trace_that_was_fitted_and_of_no_other(trace: Path) -> None:
-    assert run(SHIPPED).in_sample
-    assert "in-sample" in as_text(compare(run(SHIPPED)))
+def test_in_sample_is_said_of_the_trace_that_was_fitted_and_of_no_other(trace: Path, fitted: Path) -> None:
+    assert not run(SHIPPED).in_sample
+    seen = run(SHIPPED, cost_model=fitted)
+    assert seen.in_sample
+    assert "in-sample" in as_text(compare(seen))
     edit_meta(trace, name="another")
-    assert not run(trace).in_sample
-    assert "in-sample" not in as_text(compare(run(trace)))
+    unseen = run(trace, cost_model=fitted)
+    assert not unseen.in_sample
+    assert "in-sample" not in as_text(compare(unseen))
 
 
-def test_a_renamed_copy_of_the_fitted_trace_is_known_by_its_bytes(tmp_path: Path) -> None:
+def test_a_renamed_copy_of_the_fitted_trace_is_known_by_its_bytes(tmp_path: Path, fitted: Path) -> None:
     copy = tmp_path / "renamed"
     shutil.copytree(SHIPPED, copy)
     recording = Recording.read(copy)
-    artifact = CostModel.load(find("h100", "r1-distill-qwen-7b")).artifact
+    artifact = CostModel.load(fitted).artifact
     other_source = artifact.model_copy(update={"provenance": artifact.provenance.model_copy(update={"source": "profile"})})
     assert recording.is_source_of(other_source)
     (copy / TRACE_FILES[0]).write_text((copy / TRACE_FILES[0]).read_text() + "\n")
