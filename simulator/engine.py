@@ -33,6 +33,8 @@ class EngineConfig(BaseModel):
     num_gpu_blocks: int = Field(ge=2)
     """Blocks of the pool, vLLM's null block included (one block is never handed out)."""
     enable_chunked_prefill: bool = True
+    enable_prefix_caching: bool = False
+    """vLLM's own default is on. Here whoever measures without it must not pay for it: a config's `opt` decides."""
     long_prefill_token_threshold: int = Field(0, ge=0)
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     scheduler_reserve_full_isl: bool = True

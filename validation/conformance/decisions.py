@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import NamedTuple
 
+import numpy as np
+
+from simulator.content import Contents, PromptContent
 from simulator.scheduler import Scheduler
 from simulator.sequence import NEVER, Sequence
 from simulator.steplog import StepLog
 from simulator.stepplan import StepPlan
-from validation.conformance.cases import Case
+from validation.conformance.cases import Case, Inbox
 
 
 class Decision(NamedTuple):
@@ -36,14 +38,15 @@ def simulated(case: Case) -> list[Decision]:
     """The decisions of `simulator.scheduler`, in order."""
     engine = case.engine
     scheduler = Scheduler(engine, StepLog())
-    arrivals = deque(sequences(case))
+    made, inbox = sequences(case), Inbox(case)
+    done_rows: set[int] = set()
     decisions: list[Decision] = []
     finished: list[int] = []
     before: dict[int, int] = {}
     handled = 0
     while True:
-        while arrivals and arrivals[0].visible_from_ns <= handled:
-            scheduler.add(arrivals.popleft())
+        for row in inbox.due(handled, done_rows):
+            scheduler.add(made[row])
         while len(scheduler.in_flight) < engine.depth and scheduler.has_requests:
             plan = scheduler.schedule()
             scheduler.check_blocks()
@@ -55,18 +58,21 @@ def simulated(case: Case) -> list[Decision]:
             plan, done = scheduler.commit(1)
             handled += plan.tokens > 0
             finished += [sequence.row for sequence in done]
-        elif arrivals:
-            handled = arrivals[0].visible_from_ns
+            done_rows.update(finished)
+        elif (waited := inbox.next_handled(done_rows)) is not None:
+            handled = waited
         else:
             return decisions
 
 
 def sequences(case: Case) -> list[Sequence]:
-    """The requests of a case as the simulator's scheduler takes them, `visible_from_ns` in handled steps."""
+    """The requests of a case as the simulator's scheduler takes them."""
+    content = PromptContent.build([list(a.segments) for a in case.arrivals], np.array([a.answer_id for a in case.arrivals]))
+    contents = Contents(content, case.engine.block_size)
     made = []
     for row, arrival in enumerate(case.arrivals):
         sequence = Sequence(row, arrival.prompt_tokens, arrival.output_tokens, arrival.max_tokens, arrival.priority, arrival_ns=row)
-        sequence.visible_from_ns = arrival.handled
+        sequence.content = contents.of(row)
         made.append(sequence)
     return made
 
@@ -75,8 +81,9 @@ def _decision(
     scheduler: Scheduler, plan: StepPlan, finished: tuple[int, ...], before: dict[int, int], computed: dict[int, int]
 ) -> Decision:
     admitted = tuple(s.row for s in plan.admitted)
-    # The simulator doesn't write down who decodes; it shows in how far each has come.
-    tokens = ((row, n - (0 if row in admitted else before[row])) for row, n in computed.items())
+    # The simulator doesn't write down who decodes; it shows in how far each has come. Who is admitted may start with cached tokens.
+    start = before | {s.row: end - n for s, n, end in plan.chunks if s.row in admitted}
+    tokens = ((row, n - start[row]) for row, n in computed.items())
     size = scheduler.engine.block_size
     return Decision(
         finished=finished,

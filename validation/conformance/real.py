@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from vllm.config import ObservabilityConfig, ParallelConfig, SchedulerConfig
 from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.core import EngineCore
@@ -22,12 +24,15 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
+from simulator.content import NOBODY
 from simulator.engine import EngineConfig
-from validation.conformance.cases import Arrival, Case
+from validation.conformance.cases import Arrival, Case, Inbox
 from validation.conformance.decisions import Decision
 from validation.conformance.kinds import Kinds
 
-EOS, TEXT = 2, 7
+EOS = 2
+LONE_PROMPTS, LONE_ANSWERS = 1 << 20, 1 << 21
+"""Content ids of what only one request has."""
 
 
 class Runner:
@@ -35,6 +40,7 @@ class Runner:
 
     def __init__(self, case: Case) -> None:
         self._case = case
+        self._text = Text(case)
         self._emitted = [0] * len(case.arrivals)
         self._sampled: Any = None
 
@@ -65,7 +71,30 @@ class Runner:
         limit = min(arrival.max_tokens, self._case.engine.max_model_len - arrival.prompt_tokens)
         # Where a limit ends the output anyway, every other request says nothing of its end.
         ends = self._emitted[row] == arrival.output_tokens and (arrival.output_tokens < limit or row % 2 == 1)
-        return [EOS if ends else TEXT]
+        return [EOS if ends else self._text.answer(row, self._emitted[row] - 1)]
+
+
+class Text:
+    """Token ids that are the same where contents are, and else are not."""
+
+    def __init__(self, case: Case) -> None:
+        self._arrivals = case.arrivals
+
+    def prompt(self, row: int) -> list[int]:
+        """All of the prompt of request `row`."""
+        arrival = self._arrivals[row]
+        tokens = [self._token(content_id, place) for content_id, count in arrival.segments for place in range(count)]
+        own = arrival.prompt_tokens - len(tokens)
+        return tokens + [self._token(LONE_PROMPTS + row, place) for place in range(own)]
+
+    def answer(self, row: int, place: int) -> int:
+        """The token at `place` of the answer to request `row`."""
+        answer_id = self._arrivals[row].answer_id
+        return self._token(LONE_ANSWERS + row if answer_id == NOBODY else answer_id, place)
+
+    @staticmethod
+    def _token(content_id: int, place: int) -> int:
+        return EOS + 1 + (content_id << 16) + place
 
 
 class Driver:
@@ -79,6 +108,7 @@ class Driver:
         watched = _watched(AsyncScheduler if engine.async_scheduling else Scheduler)
         self.scheduler = watched(self, **_scheduler_arguments(engine, use_v2_model_runner))
         self.handled = 0
+        self.done: set[int] = set()
         self.finished: list[int] = []
         self.preempted: list[int] = []
         self._core = _engine_core(self.scheduler, Runner(case), engine.depth)
@@ -86,15 +116,15 @@ class Driver:
 
     def run(self) -> Driver:
         """Until every request is finished."""
-        arrivals = deque(enumerate(self.case.arrivals))
+        inbox, text, hasher = Inbox(self.case), Text(self.case), _block_hasher(self.case.engine)
         while True:
-            while arrivals and arrivals[0][1].handled <= self.handled:
-                self.scheduler.add_request(_request(*arrivals.popleft()))
+            for row in inbox.due(self.handled, self.done):
+                self.scheduler.add_request(_request(row, self.case.arrivals[row], text.prompt(row), hasher))
             # As `EngineCoreProc.has_work` and `run_busy_loop` have it: new requests are taken in between any two steps.
             if self.scheduler.has_requests() or self._core.batch_queue:
                 self._step()
-            elif arrivals:
-                self.handled = arrivals[0][1].handled
+            elif (handled := inbox.next_handled(self.done)) is not None:
+                self.handled = handled
             else:
                 return self
 
@@ -164,21 +194,30 @@ def _watched(base: Any) -> Any:
             done = [o.request_id for part in outputs.values() for o in part.outputs if o.finish_reason is not None]
             self._driver.kinds.handled(plan, status, done)
             self._driver.finished += map(int, done)
+            self._driver.done.update(map(int, done))
             return outputs
 
     return Watched
 
 
-def _request(row: int, arrival: Arrival) -> Any:
+def _block_hasher(engine: EngineConfig) -> Any:
+    if not engine.enable_prefix_caching:
+        return None
+    init_none_hash(sha256)
+    return get_request_block_hasher(engine.block_size, sha256)
+
+
+def _request(row: int, arrival: Arrival, prompt: list[int], block_hasher: Any) -> Any:
     sampling = SamplingParams(max_tokens=arrival.max_tokens)
     sampling.update_from_generation_config({}, EOS)
     return Request(
         request_id=str(row),
-        prompt_token_ids=[TEXT] * arrival.prompt_tokens,
+        prompt_token_ids=prompt,
         sampling_params=sampling,
         pooling_params=None,
         arrival_time=float(row),
         priority=arrival.priority,
+        block_hasher=block_hasher,
     )
 
 
@@ -211,7 +250,7 @@ def _vllm_config(engine: EngineConfig, use_v2_model_runner: bool) -> SimpleNames
         ),
         cache_config=SimpleNamespace(
             num_gpu_blocks=engine.num_gpu_blocks,
-            enable_prefix_caching=False,
+            enable_prefix_caching=engine.enable_prefix_caching,
             mamba_cache_mode="none",
             enable_mamba_shared_prefix_checkpoint=False,
         ),
