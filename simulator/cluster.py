@@ -12,6 +12,7 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from simulator.content import Contents
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.events import ARRIVAL, SAMPLE, Instant
@@ -49,6 +50,7 @@ class Cluster:
     ) -> None:
         self.env = env
         self.router = router
+        self._engine = engine
         self.replicas = [Replica(env, index, engine, cost, stride, self._finished) for index in range(replicas)]
         self.done = simpy.Event(env)
         """Happens when all requests are finished."""
@@ -74,6 +76,8 @@ class Cluster:
         self.sequences: list[Sequence | None] = [None] * n
         self._unfinished = n
         columns = (requests.prompt_tokens, requests.output_tokens, requests.max_tokens, requests.priority)
+        known = requests.content if self._engine.enable_prefix_caching else None
+        self._contents = None if known is None else Contents(known, self._engine.block_size)
         self._asked = list(zip(*(column.tolist() for column in columns), strict=True))
         match loop:
             case OpenLoop():
@@ -120,6 +124,8 @@ class Cluster:
         prompt_tokens, output_tokens, max_tokens, priority = self._asked[row]
         now = self.now_ns
         sequence = Sequence(row, prompt_tokens, output_tokens, max_tokens, priority, now)
+        if self._contents is not None:
+            sequence.content = self._contents.of(row)
         index = self.router.route(self.replicas) if len(self.replicas) > 1 else 0
         self.sequences[row] = sequence
         self.sent_ns[row] = now

@@ -65,9 +65,8 @@ class OptChoice(Spec):
 
     @model_validator(mode="after")
     def _simulated(self) -> OptChoice:
-        for name in ("speculative", "enable_prefix_caching"):
-            if getattr(self, name):
-                raise ValueError(f"{name} is not simulated; opts that are: none, awq, gptq, fp8, kv_fp8")
+        if self.speculative:
+            raise ValueError("speculative is not simulated; opts that are: none, awq, gptq, fp8, kv_fp8, prefix_caching")
         return self
 
 
@@ -187,7 +186,7 @@ class Config(Spec):
         given = {key: value for key, value in self.engine.items() if value is not None}
         blocks = given.pop("num_gpu_blocks_override", memory.num_gpu_blocks)
         measured = {name: getattr(memory, name) for name in ("block_size", "max_model_len", "max_num_batched_tokens", "max_num_seqs")}
-        options = {**measured, **given, "num_gpu_blocks": blocks}
+        options = {**measured, "enable_prefix_caching": self.opt.enable_prefix_caching, **given, "num_gpu_blocks": blocks}
         try:
             return EngineConfig.model_validate(options)
         except ValidationError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from simulator.content import Content, private
 from simulator.errors import InvariantError
@@ -22,19 +21,6 @@ class Block:
         self.holders = 1
 
 
-class PrefixStats(NamedTuple):
-    """Tokens looked up and found, once an admission; named as vLLM's metrics `prefix_cache_queries` and `prefix_cache_hits`.
-
-    vLLM 0.26 also counts the lookups of a request that was then not admitted, step after step; 0.32 counts as here.
-    """
-
-    queries: int
-    hits: int
-    preempted_queries: int
-    """Of requests that come back after a preemption: vLLM keeps them apart."""
-    preempted_hits: int
-
-
 class PrefixCache(BlockPool):
     """Blocks by count, as in `BlockPool`, and by content where content can come up again.
 
@@ -47,7 +33,7 @@ class PrefixCache(BlockPool):
     Source: vLLM 0.26 `v1/core/block_pool.py`, `v1/core/single_type_kv_cache_manager.py` `FullAttentionManager`.
     """
 
-    __slots__ = ("_cached", "_held", "_queue", "_queued", "_size", "_stats", "_twins")
+    __slots__ = ("_cached", "_held", "_queue", "_queued", "_size", "_twins")
 
     def __init__(self, usable_blocks: int, block_size: int) -> None:
         super().__init__(usable_blocks)
@@ -61,12 +47,6 @@ class PrefixCache(BlockPool):
         self._queue: OrderedDict[object, int] = OrderedDict()
         """Free blocks with a hash, the next to be taken first; a finished request's own ones are one entry: their number."""
         self._queued = 0
-        self._stats = [0, 0, 0, 0]
-
-    @property
-    def stats(self) -> PrefixStats:
-        """Tokens looked up and found so far."""
-        return PrefixStats(*self._stats)
 
     def lookup(self, sequence: Sequence) -> Hit:
         """The longest run of full blocks from the start that are there, the last token always left to compute."""
@@ -92,9 +72,6 @@ class PrefixCache(BlockPool):
                 self.free_blocks -= 1
             block.holders += 1
         self._held[sequence] = list(hit.blocks)
-        kind = 2 if sequence.preemptions else 0
-        self._stats[kind] += sequence.num_tokens
-        self._stats[kind + 1] += len(hit.blocks) * self._size
 
     def keep(self, sequence: Sequence) -> None:
         """A piece of a prompt was scheduled: from now on, its full blocks can be found, though they are still to be computed."""

@@ -11,7 +11,6 @@ from heapq import heappop, heappush
 
 from simulator.decode import DecodeBatch
 from simulator.engine import EngineConfig
-from simulator.errors import InvariantError
 from simulator.kv import BlockPool, blocks_for
 from simulator.prefix_cache import PrefixCache
 from simulator.sequence import NEVER, Sequence
@@ -231,6 +230,8 @@ class Scheduler:
             self.pool.take(blocks)
             sequence.blocks = len(hit.blocks)
             sequence.num_computed_tokens = cached_tokens
+            if sequence.preemptions == 0:
+                sequence.cached_tokens = cached_tokens
             self.waiting.pop()
             self.running.append(sequence)
             sequence.running = True

@@ -17,6 +17,7 @@ class Sequence:
     __slots__ = (
         "arrival_ns",
         "blocks",
+        "cached_tokens",
         "content",
         "decoding",
         "emitted_tokens",
@@ -71,6 +72,8 @@ class Sequence:
         self.scheduled_ns = NEVER
         self.first_token_ns = NEVER
         self.preemptions = 0
+        self.cached_tokens = 0
+        """Found in the prefix cache at the first admission."""
 
     @property
     def num_tokens(self) -> int:

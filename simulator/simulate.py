@@ -55,6 +55,8 @@ class Result:
     finish_ns: Int64
     emitted_tokens: Int64
     preemptions: Int64
+    cached_tokens: Int64
+    """Prompt tokens that the prefix cache had when the request was first scheduled (vLLM's `num_cached_tokens`); 0 without one."""
     replica: Int64
     timeline: Timeline
     logs: list[StepLog]
@@ -128,6 +130,7 @@ def _result(scenario: Scenario, cluster: Cluster) -> Result:
         finish_ns=cluster.finish_ns,
         emitted_tokens=emitted_tokens,
         preemptions=np.array([0 if s is None else s.preemptions for s in sequences], np.int64),
+        cached_tokens=np.array([0 if s is None else s.cached_tokens for s in sequences], np.int64),
         replica=cluster.replica_of,
         timeline=cluster.timeline(),
         logs=logs,

@@ -7,12 +7,14 @@ own names. It shares only contracts with the simulator: the engine's options, th
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.features import StepFeatures
 from simulator.request import RequestTable
+from tests.reference.plain_cache import PlainCache
 
 
 @dataclass(eq=False)
@@ -27,12 +29,17 @@ class Request:
     priority: int
     arrival_ns: int
     status: str = "waiting"
+    all_tokens: list[Hashable] = field(default_factory=list)
+    """With prefix caching: something for each token, equal for equal tokens."""
+    answer: Hashable = None
+    block_hashes: list[int] = field(default_factory=list)
     num_output_tokens: int = 0
     num_computed_tokens: int = 0
     num_output_placeholders: int = 0
     is_prefill_chunk: bool = True
     blocks: list[int] = field(default_factory=list)
     preemptions: int = 0
+    cached_tokens: int = 0
     scheduled_ns: int = -1
     finish_ns: int = -1
     token_ns: list[int] = field(default_factory=list)
@@ -80,7 +87,9 @@ class PlainEngine:
         self.engine, self.cost = engine, cost
         columns = (table.prompt_tokens, table.output_tokens, table.max_tokens, table.priority, table.arrival_ns)
         self.requests = [Request(row, *values) for row, values in enumerate(zip(*(c.tolist() for c in columns), strict=True))]
-        self.free_blocks = list(range(1, engine.num_gpu_blocks))
+        self.cache = PlainCache(engine.num_gpu_blocks - 1, engine.block_size, enable_caching=engine.enable_prefix_caching)
+        if engine.enable_prefix_caching:
+            self._spell_out(table)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.queue: deque[Step] = deque()
@@ -90,6 +99,20 @@ class PlainEngine:
         self.now_ns = self.cpu_free_ns = self.gpu_free_ns = self.busy_ns = 0
         self.threshold = 0
         """The longest chunk of the step being scheduled, 0 for any."""
+
+    def _spell_out(self, table: RequestTable) -> None:
+        for request in self.requests:
+            row, content = request.row, table.content
+            request.answer = ("answer of", row)
+            if content is not None:
+                segments = slice(content.offsets[row], content.offsets[row + 1])
+                for content_id, tokens in zip(content.content_id[segments], content.tokens[segments], strict=True):
+                    request.all_tokens += [(int(content_id), place) for place in range(tokens)]
+                if content.answer_id[row] >= 0:
+                    request.answer = int(content.answer_id[row])
+            lone = range(request.prompt_tokens - len(request.all_tokens))
+            request.all_tokens += [("prompt of", row, place) for place in lone]
+            self.cache.extend_hashes(request.block_hashes, request.all_tokens)
 
     # -- engine core: the loop and its two clocks -------------------------------------------------------------------
 
@@ -105,7 +128,7 @@ class PlainEngine:
                 self.launch(step)
                 self.queue.append(step)
                 self.steps.append(step)
-            held = sum(len(request.blocks) for request in self.requests)
+            held = self.held_blocks
             self.states.append((self.now_ns, held, len(self.running), len(self.waiting)))
             if not self.queue:
                 self.now_ns = inbox[0].arrival_ns + ingress_ns
@@ -167,7 +190,7 @@ class PlainEngine:
         for row in step.rows:
             self.update_after_schedule(row)
         step.running = [request.row for request in self.running]
-        step.held_blocks = sum(len(request.blocks) for request in self.requests)
+        step.held_blocks = self.held_blocks
         scheduled = {row.request.row for row in step.rows}
         for request in self.running:
             if request.row not in scheduled and not request.is_prefill_chunk and not self._sure_to_finish(request):
@@ -242,19 +265,31 @@ class PlainEngine:
         engine = self.engine
         while self.waiting and budget > 0 and len(self.running) < engine.max_num_seqs:
             request = self.waiting[0]
-            tokens = request.num_tokens
+            computed_blocks = self.cache.get_computed_blocks(request.block_hashes, request.num_tokens)
+            computed = len(computed_blocks) * engine.block_size
+            tokens = request.num_tokens - computed
             if 0 < self.threshold < tokens:
                 tokens = self.threshold
             if not engine.enable_chunked_prefill and tokens > budget:
                 break
             tokens = min(tokens, budget)
             headroom = int(engine.watermark * engine.num_gpu_blocks) if self.running else 0
-            if engine.scheduler_reserve_full_isl and self._missing_blocks(request, request.num_tokens) + headroom > len(self.free_blocks):
-                if self._missing_blocks(request, tokens) + headroom <= len(self.free_blocks):
+            room = len(self.cache.free_block_queue) - headroom
+            chunk_blocks = self._missing_blocks(request, computed + tokens, computed_blocks)
+            if engine.scheduler_reserve_full_isl and self._missing_blocks(request, request.num_tokens, computed_blocks) > room:
+                if chunk_blocks <= room:
                     self.counts["held back by the full-sequence gate"] += 1
                 break
-            if not self.allocate(request, tokens, headroom):
+            if chunk_blocks > room:
                 break
+            self.cache.touch(computed_blocks)
+            request.blocks = list(computed_blocks)
+            request.num_computed_tokens = computed
+            if request.scheduled_ns < 0:
+                request.cached_tokens = computed
+            self.counts["tokens found"] += computed
+            self.counts["tokens found by resumed requests"] += computed * (request.status == "preempted")
+            assert self.allocate(request, tokens)
             self.waiting.pop(0)
             self.running.append(request)
             if request.status == "preempted":
@@ -262,7 +297,7 @@ class PlainEngine:
             request.status = "running"
             if request.scheduled_ns < 0:
                 request.scheduled_ns = self.now_ns
-            step.rows.append(Row(request, tokens, tokens, prefill=True))
+            step.rows.append(Row(request, tokens, computed + tokens, prefill=True))
             step.admitted.append(request.row)
             budget -= tokens
 
@@ -287,8 +322,14 @@ class PlainEngine:
     def emit(self, request: Request) -> None:
         request.num_output_tokens += 1
         request.token_ns.append(self.now_ns)
+        if self.engine.enable_prefix_caching:
+            request.all_tokens.append((request.answer, request.num_output_tokens - 1))
+            self.cache.extend_hashes(request.block_hashes, request.all_tokens)
         if self.engine.async_scheduling:
             request.num_output_placeholders -= 1
+            if request.status == "running":
+                known = request.num_computed_tokens - request.num_output_placeholders
+                self.cache.cache_full_blocks(request.blocks, request.block_hashes, known)
         ended = request.num_output_tokens == min(request.output_tokens, request.max_tokens)
         if not ended and request.num_tokens < self.engine.max_model_len:
             return
@@ -303,17 +344,25 @@ class PlainEngine:
 
     # -- KV cache manager -------------------------------------------------------------------------------------------
 
-    def _missing_blocks(self, request: Request, tokens: int) -> int:
-        slots = min(request.num_computed_tokens + tokens, self.engine.max_model_len)
-        return -(-slots // self.engine.block_size) - len(request.blocks)
+    @property
+    def held_blocks(self) -> int:
+        return self.engine.num_gpu_blocks - 1 - len(self.cache.free_block_queue)
 
-    def allocate(self, request: Request, tokens: int, headroom: int = 0) -> bool:
-        missing = self._missing_blocks(request, tokens)
-        if missing + headroom > len(self.free_blocks):
+    def _missing_blocks(self, request: Request, upto: int, found: Sequence[int] = ()) -> int:
+        """Blocks that have to leave the free queue for the first `upto` tokens, of which `found` are still there."""
+        slots = min(upto, self.engine.max_model_len)
+        held = len(request.blocks) + len(found)
+        return -(-slots // self.engine.block_size) - held + self.cache.num_evictable(found)
+
+    def allocate(self, request: Request, tokens: int) -> bool:
+        upto = request.num_computed_tokens + tokens
+        missing = self._missing_blocks(request, upto)
+        if missing > len(self.cache.free_block_queue):
             return False
-        request.blocks += [self.free_blocks.pop() for _ in range(missing)]
+        request.blocks += self.cache.get_new_blocks(missing)
+        self.cache.cache_full_blocks(request.blocks, request.block_hashes, min(upto, request.num_tokens))
         return True
 
     def free(self, request: Request) -> None:
-        self.free_blocks += request.blocks
+        self.cache.free_blocks(request.blocks[::-1])
         request.blocks = []

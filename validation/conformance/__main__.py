@@ -13,7 +13,7 @@ from tqdm import tqdm
 from simulator.errors import UserError
 from validation.conformance.branches import Report, Watch
 from validation.conformance.golden import collect
-from validation.conformance.kinds import QUOTAS
+from validation.conformance.kinds import PREFIX_QUOTAS, QUOTAS
 from validation.conformance.run import Outcome, exact_version, installed, outcomes
 
 USAGE = """\
@@ -21,6 +21,7 @@ usage: python -m validation.conformance [key=value …]    where vLLM 0.26 or 0.
 
   steps=100000     at least so many steps, of random cases from seed on
   seed=0
+  prefix_caching=true    cases with prefix caching instead of those without
   coverage=true    also which branches of vLLM's schedule() were taken (needs coverage.py; slower)
   golden=FILE      writes a sample of vLLM's decisions instead"""
 
@@ -35,6 +36,7 @@ class Settings(BaseModel):
 
     steps: int = Field(100_000, ge=1)
     seed: int = Field(0, ge=0)
+    prefix_caching: bool = False
     coverage: bool = False
     golden: Path | None = None
 
@@ -66,19 +68,20 @@ def main(arguments: list[str]) -> int:
     try:
         settings = Settings.load(arguments)
         watch = Watch() if settings.coverage else None
-        cases = outcomes(installed(), settings.seed)
+        cases = outcomes(installed(), settings.seed, prefix_caching=settings.prefix_caching)
+        quotas = PREFIX_QUOTAS if settings.prefix_caching else QUOTAS
         if settings.golden is not None:
-            golden = collect(cases)
+            golden = collect(cases, quotas)
             golden.write(settings.golden)
             print(f"{settings.golden}: {sum(map(len, golden.decisions)):,} steps of {len(golden.cases)} cases")
             return 0
-        return _compare(cases, settings.steps, watch)
+        return _compare(cases, quotas, settings.steps, watch)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
-def _compare(cases: Iterator[Outcome], least_steps: int, watch: Watch | None) -> int:
+def _compare(cases: Iterator[Outcome], quotas: dict[str, int], least_steps: int, watch: Watch | None) -> int:
     kinds: Counter[str] = Counter()
     steps = done = 0
     differences = []
@@ -93,8 +96,8 @@ def _compare(cases: Iterator[Outcome], least_steps: int, watch: Watch | None) ->
     print(f"{exact_version()}: {steps:,} steps of {done:,} cases, {len(differences)} cases differ")
     for difference in differences[:5]:
         print(f"  {difference}")
-    print("\n".join(f"{kinds[name]:>10,}  {name}" for name in QUOTAS))
-    rare = [f"{name}: {kinds[name]}, expected {quota}" for name, quota in QUOTAS.items() if kinds[name] < quota]
+    print("\n".join(f"{kinds[name]:>10,}  {name}" for name in quotas))
+    rare = [f"{name}: {kinds[name]}, expected {quota}" for name, quota in quotas.items() if kinds[name] < quota]
     print("\n".join(["too seldom:", *rare] if rare else ["every kind as often as it should be, or more often"]))
     covered = watch is None or _print_branches(watch.report())
     return int(bool(differences or rare or not covered))

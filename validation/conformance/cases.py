@@ -43,12 +43,12 @@ class Case(NamedTuple):
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Case:
         """What `as_json` wrote."""
-        arrivals = (Arrival(*row[:5], _pairs(row[5]) if len(row) > 5 else (), *row[6:]) for row in document["arrivals"])
-        return cls(EngineConfig(**document["engine"]), tuple(arrivals))
+        return cls(EngineConfig(**document["engine"]), tuple(map(_arrival, document["arrivals"])))
 
 
-def _pairs(rows: list[list[int]]) -> tuple[tuple[int, int], ...]:
-    return tuple((content_id, tokens) for content_id, tokens in rows)
+def _arrival(row: list[Any]) -> Arrival:
+    arrival = Arrival(*row)
+    return arrival._replace(segments=tuple((content_id, tokens) for content_id, tokens in arrival.segments))
 
 
 class Inbox:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import NamedTuple
 
 import numpy as np
@@ -32,26 +33,43 @@ class Decision(NamedTuple):
     """Held by each."""
     free_blocks: int
     waiting: int
+    found: int = 0
+    """With prefix caching: blocks that the request `probed` would find of its prompt now."""
+
+
+PROBE_STEPS = 3
+"""Every so many steps it is asked what a request would find: seldom enough that what is put off until asked stays put off."""
+
+
+def probed(case: Case, step: int, finished: Container[int]) -> int | None:
+    """The row of the request that is asked for at this step; all take their turns, but nobody asks for an answer not given yet."""
+    if not case.engine.enable_prefix_caching or step % PROBE_STEPS:
+        return None
+    row = step // PROBE_STEPS % len(case.arrivals)
+    follows = case.arrivals[row].follows
+    return row if follows is None or follows in finished else None
 
 
 def simulated(case: Case) -> list[Decision]:
     """The decisions of `simulator.scheduler`, in order."""
     engine = case.engine
     scheduler = Scheduler(engine, StepLog())
-    made, inbox = sequences(case), Inbox(case)
+    made, asked, inbox = sequences(case), sequences(case), Inbox(case)
     done_rows: set[int] = set()
     decisions: list[Decision] = []
     finished: list[int] = []
     before: dict[int, int] = {}
     handled = 0
     while True:
-        for row in inbox.due(handled, done_rows):
-            scheduler.add(made[row])
+        for due in inbox.due(handled, done_rows):
+            scheduler.add(made[due])
         while len(scheduler.in_flight) < engine.depth and scheduler.has_requests:
             plan = scheduler.schedule()
             scheduler.check_blocks()
             computed = {s.row: _computed_tokens(s, plan.step) for s in scheduler.running}
-            decisions.append(_decision(scheduler, plan, tuple(sorted(finished)), before, computed))
+            row = probed(case, len(decisions), done_rows)
+            found = 0 if row is None else len(scheduler.pool.lookup(asked[row]).blocks)
+            decisions.append(_decision(scheduler, plan, tuple(sorted(finished)), before, computed)._replace(found=found))
             before = computed
             finished.clear()
         if scheduler.in_flight:
@@ -65,10 +83,14 @@ def simulated(case: Case) -> list[Decision]:
             return decisions
 
 
+def content(case: Case) -> PromptContent:
+    """What the prompts of a case have in common."""
+    return PromptContent.build([list(a.segments) for a in case.arrivals], np.array([a.answer_id for a in case.arrivals]))
+
+
 def sequences(case: Case) -> list[Sequence]:
     """The requests of a case as the simulator's scheduler takes them."""
-    content = PromptContent.build([list(a.segments) for a in case.arrivals], np.array([a.answer_id for a in case.arrivals]))
-    contents = Contents(content, case.engine.block_size)
+    contents = Contents(content(case), case.engine.block_size)
     made = []
     for row, arrival in enumerate(case.arrivals):
         sequence = Sequence(row, arrival.prompt_tokens, arrival.output_tokens, arrival.max_tokens, arrival.priority, arrival_ns=row)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from validation.conformance.cases import Case
 from validation.conformance.decisions import Decision
-from validation.conformance.kinds import QUOTAS
 from validation.conformance.run import Outcome, exact_version
 
 LONGEST_STEPS = 400
@@ -54,13 +53,13 @@ class Golden(NamedTuple):
         )
 
 
-def collect(outcomes: Iterator[Outcome]) -> Golden:
-    """The first short cases that together hold every kind of decision as often as `QUOTAS` says."""
+def collect(outcomes: Iterator[Outcome], quotas: dict[str, int]) -> Golden:
+    """The first short cases that together hold every kind of decision as often as `quotas` says."""
     golden = Golden(exact_version(), [], [], [], Counter())
     for outcome in outcomes:
-        if all(golden.kinds[name] >= quota for name, quota in QUOTAS.items()):
+        if all(golden.kinds[name] >= quota for name, quota in quotas.items()):
             break
-        helps = any(outcome.kinds[name] and golden.kinds[name] < quota for name, quota in QUOTAS.items())
+        helps = any(outcome.kinds[name] and golden.kinds[name] < quota for name, quota in quotas.items())
         if helps and len(outcome.decisions) <= LONGEST_STEPS:
             golden.seeds.append(outcome.seed)
             golden.cases.append(outcome.case)

@@ -10,7 +10,7 @@ from simulator.content import NOBODY
 from simulator.engine import EngineConfig
 from validation.conformance.cases import Arrival, Case, Version, random_options
 
-LONGEST_PROMPT = 400
+LONGEST_PROMPT = 200
 """Of a conversation that goes on."""
 
 
@@ -18,13 +18,16 @@ def random_prefix_case(seed: int, vllm_version: Version = "0.26") -> Case:
     """The same case for the same seed, whatever the version."""
     rng = np.random.default_rng([seed, 1])
     n = int(rng.integers(4, 48))
-    handled = np.cumsum(rng.exponential(rng.choice([0.3, 2.0, 8.0, 30.0]), n)).astype(int).tolist()
-    heads = rng.integers(1, rng.choice([3, 20, 60, 200]) + 1, int(rng.integers(1, 5))).tolist()
-    tail, output = int(rng.choice([2, 20, 60])), int(rng.choice([3, 30, 80, 200]))
+    tight = bool(rng.random() < 0.6)
+    handled = np.cumsum(rng.exponential(rng.choice([0.3, 2.0, 8.0]), n)).astype(int).tolist()
+    heads = rng.integers(1, rng.choice([3, 8] if tight else [3, 20, 60, 200]) + 1, int(rng.integers(1, 5))).tolist()
+    tail, output = int(rng.choice([2, 8] if tight else [2, 20, 60])), int(rng.choice([3, 20] if tight else [3, 30, 80, 200]))
+    # Where all answers are of one length, several end at once.
+    shortest = output if rng.random() < 0.3 else 1
     ends_itself = rng.random(n) < rng.choice([0.0, 0.5, 1.0])
     arrivals: list[Arrival] = []
     for row in range(n):
-        output_tokens = int(rng.integers(1, output + 1))
+        output_tokens = int(rng.integers(shortest, output + 1))
         max_tokens = output_tokens + int(ends_itself[row] * rng.integers(1, 100))
         prompt_tokens, segments, answer_id, follows = _prompt(rng, arrivals, heads, tail)
         priority = int(rng.integers(0, 3))
@@ -33,7 +36,7 @@ def random_prefix_case(seed: int, vllm_version: Version = "0.26") -> Case:
     options = random_options(rng, max_model_len)
     blocks = -(-max_model_len // options["block_size"]) * rng.choice([1.0, 1.3, 2.0, 4.0, 12.0])
     options |= {"num_gpu_blocks": int(blocks) + 1, "enable_prefix_caching": True}
-    if rng.random() < 0.25:
+    if tight:
         options |= _to_the_last_block(rng, max_model_len)
     return Case(EngineConfig(**options, vllm_version=vllm_version), tuple(arrivals))
 
@@ -59,7 +62,9 @@ def _prompt(
         return before.prompt_tokens + before.output_tokens + own_tokens, before.segments + more, answer_id, place
     segments = tuple((head, _some(rng, heads[head])) for head in rng.permutation(len(heads))[: int(rng.integers(1, 3))].tolist())
     prompt_tokens = sum(tokens for _, tokens in segments) + own_tokens
-    return (prompt_tokens, segments, NOBODY, None) if kind == "shared" else (prompt_tokens, (*segments, (own_id, own_tokens)), answer_id, None)
+    return (
+        (prompt_tokens, segments, NOBODY, None) if kind == "shared" else (prompt_tokens, (*segments, (own_id, own_tokens)), answer_id, None)
+    )
 
 
 def _some(rng: np.random.Generator, tokens: int) -> int:
@@ -68,15 +73,15 @@ def _some(rng: np.random.Generator, tokens: int) -> int:
 
 
 def _to_the_last_block(rng: np.random.Generator, max_model_len: int) -> dict[str, Any]:
-    """Any token may take the last block: victims that had one already in the step, or nothing left to do."""
-    budget = int(rng.choice([8, 16, 64]))
+    """Any token may take the last block, so requests lose theirs at every stage, and what they find again depends on every token."""
+    block_size = int(rng.choice([1, 2, 3]))
+    seats = int(rng.choice([4, 8, 16]))
     return {
-        "max_num_seqs": 8,
-        "max_num_batched_tokens": budget,
-        "block_size": int(rng.choice([1, 2])),
-        "num_gpu_blocks": int(max_model_len * rng.choice([1.0, 1.5, 2.0])) + 1,
+        "max_num_seqs": seats,
+        "max_num_batched_tokens": max(seats, int(rng.choice([8, 16, 64]))),
+        "block_size": block_size,
+        "num_gpu_blocks": int(-(-max_model_len // block_size) * rng.choice([1.0, 1.2, 1.5, 2.0])) + 1,
         "enable_chunked_prefill": True,
-        "scheduling_policy": "priority",
-        "scheduler_reserve_full_isl": False,
+        "scheduler_reserve_full_isl": bool(rng.random() < 0.2),
         "watermark": 0.0,
     }

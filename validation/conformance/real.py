@@ -27,7 +27,7 @@ from vllm.v1.request import Request
 from simulator.content import NOBODY
 from simulator.engine import EngineConfig
 from validation.conformance.cases import Arrival, Case, Inbox
-from validation.conformance.decisions import Decision
+from validation.conformance.decisions import Decision, probed
 from validation.conformance.kinds import Kinds
 
 EOS = 2
@@ -38,9 +38,9 @@ LONE_PROMPTS, LONE_ANSWERS = 1 << 20, 1 << 21
 class Runner:
     """In place of the executor: a step that reaches the end of what is known of a sequence samples its next token."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, text: Text) -> None:
         self._case = case
-        self._text = Text(case)
+        self._text = text
         self._emitted = [0] * len(case.arrivals)
         self._sampled: Any = None
 
@@ -103,23 +103,26 @@ class Driver:
     def __init__(self, case: Case, use_v2_model_runner: bool) -> None:
         self.case = case
         self.decisions: list[Decision] = []
-        self.kinds = Kinds(case.engine)
+        self.kinds = Kinds(case)
         engine = case.engine
         watched = _watched(AsyncScheduler if engine.async_scheduling else Scheduler)
         self.scheduler = watched(self, **_scheduler_arguments(engine, use_v2_model_runner))
+        self.text = Text(case)
+        self._hasher = _block_hasher(engine)
+        self._asked: dict[int, Any] = {}
         self.handled = 0
         self.done: set[int] = set()
         self.finished: list[int] = []
         self.preempted: list[int] = []
-        self._core = _engine_core(self.scheduler, Runner(case), engine.depth)
+        self._core = _engine_core(self.scheduler, Runner(case, self.text), engine.depth)
         self._step = self._core.step_with_batch_queue if engine.async_scheduling else self._core.step
 
     def run(self) -> Driver:
         """Until every request is finished."""
-        inbox, text, hasher = Inbox(self.case), Text(self.case), _block_hasher(self.case.engine)
+        inbox = Inbox(self.case)
         while True:
             for row in inbox.due(self.handled, self.done):
-                self.scheduler.add_request(_request(row, self.case.arrivals[row], text.prompt(row), hasher))
+                self.scheduler.add_request(_request(row, self.case.arrivals[row], self.text.prompt(row), self._hasher))
             # As `EngineCoreProc.has_work` and `run_busy_loop` have it: new requests are taken in between any two steps.
             if self.scheduler.has_requests() or self._core.batch_queue:
                 self._step()
@@ -147,10 +150,23 @@ class Driver:
                 blocks=tuple(len(manager.get_block_ids(request.request_id)[0]) for request in scheduler.running),
                 free_blocks=manager.block_pool.get_num_free_blocks(),
                 waiting=scheduler.get_request_counts()[1],
+                found=self._found(),
             )
         )
         self.finished.clear()
         self.preempted.clear()
+
+    def _found(self) -> int:
+        """What a request would find of what it may have in common with others: `Decision.found`."""
+        row = probed(self.case, len(self.decisions), self.done)
+        if row is None:
+            return 0
+        if row not in self._asked:
+            self._asked[row] = _request(row, self.case.arrivals[row], self.text.prompt(row), self._hasher)
+        arrival, size = self.case.arrivals[row], self.case.engine.block_size
+        request = self._asked[row]
+        (blocks,), *_ = self.scheduler.kv_cache_manager.coordinator.find_longest_cache_hit(request.block_hashes, request.num_tokens - 1)
+        return min(len(blocks), sum(tokens for _, tokens in arrival.segments) // size)
 
 
 def _watched(base: Any) -> Any:
@@ -164,11 +180,29 @@ def _watched(base: Any) -> Any:
 
             def watched_allocate_slots(request: Any, num_new_tokens: int, **options: Any) -> Any:
                 free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
+                found = options.get("new_computed_blocks")
+                holders = [block.ref_cnt for block in found.blocks[0]] if found else []
                 blocks = allocate_slots(request, num_new_tokens, **options)
-                driver.kinds.allocated(request, num_new_tokens, free_blocks, blocks is not None)
+                driver.kinds.allocated(request, num_new_tokens, free_blocks, holders, blocks is not None)
                 return blocks
 
             self.kv_cache_manager.allocate_slots = watched_allocate_slots
+            self._watch_cache(self.kv_cache_manager.block_pool)
+
+        def _watch_cache(self, pool: Any) -> None:
+            counts, cached = self._driver.kinds.counts, pool.cached_block_hash_to_block
+            insert, pop = cached.insert, cached.pop
+
+            def watched_insert(key: Any, block: Any) -> None:
+                counts["two blocks of one content"] += cached.get_one_block(key) is not None
+                insert(key, block)
+
+            def watched_pop(key: Any, block_id: int) -> Any:
+                block = pop(key, block_id)
+                counts["cached block taken for something else"] += block is not None
+                return block
+
+            cached.insert, cached.pop = watched_insert, watched_pop
 
         def schedule(self, throttle_prefills: bool = False) -> Any:
             unfinished = self.has_unfinished_requests()
