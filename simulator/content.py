@@ -35,7 +35,7 @@ class PromptContent:
     tokens: Int64
     """int64[m], at least 1."""
     answer_id: Int64
-    """int64[n]: content id of the answer, where a later prompt repeats it; `NOBODY` else. Such a later request is sent after the answer."""
+    """int64[n]: content id of the answer where a later prompt repeats it, which is sent after the answer; `NOBODY` else."""
 
     def __len__(self) -> int:
         return len(self.answer_id)
@@ -115,6 +115,8 @@ class Contents:
     def __init__(self, content: PromptContent, block_size: int) -> None:
         self._offsets = content.offsets.tolist()
         self._segments = list(zip(content.content_id.tolist(), content.tokens.tolist(), strict=True))
+        _, place, times = np.unique(content.content_id, return_inverse=True, return_counts=True)
+        self._is_lone = (times[place] == 1).tolist()
         self._answer_id = content.answer_id.tolist()
         self._block_size = block_size
         self._branches: dict[tuple[int, int, int], int] = {}
@@ -122,16 +124,17 @@ class Contents:
 
     def of(self, row: int) -> Content:
         """The content of request `row`."""
-        segments = self._segments[self._offsets[row] : self._offsets[row + 1]]
-        if not segments:
-            return private(row)
-        branch, tokens, ends = -1, 0, [0]
-        bases = []
-        for content_id, length in segments:
+        branch, tokens, ends, bases = -1, 0, [0], []
+        answer_id = self._answer_id[row]
+        for index in range(self._offsets[row], self._offsets[row + 1]):
+            if self._is_lone[index]:
+                # Content that occurs once: all that follows it is this request's alone, too.
+                answer_id = NOBODY
+                break
+            content_id, length = self._segments[index]
             branch, tokens = self._branch(branch, tokens, content_id), length
             bases.append(branch << _BRANCH_BITS)
             ends.append(ends[-1] + length)
-        answer_id = self._answer_id[row]
         if answer_id == NOBODY:
             bases.append(_private_base(row))
             shared_blocks = ends[-1] // self._block_size

@@ -1,10 +1,12 @@
 """vLLM's pool of KV blocks with prefix caching, every block and every token spelled out. The oracle of `simulator.prefix_cache`.
 
-Written from vLLM 0.26 `v1/core/` (`block_pool.py`, `kv_cache_manager.py`, `single_type_kv_cache_manager.py`), with their names. It shares no code with the simulator.
+Written from vLLM 0.26 `v1/core/` (`block_pool.py`, `kv_cache_manager.py`, `single_type_kv_cache_manager.py`), with their names.
+It shares no code with the simulator.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
 
@@ -16,7 +18,7 @@ class PlainCache:
         self.enable_caching = enable_caching
         self.ref_cnt = [0] * num_blocks
         self.block_hash: list[int | None] = [None] * num_blocks
-        self.free_block_queue = list(range(num_blocks))
+        self.free_block_queue = OrderedDict.fromkeys(range(num_blocks))
         self.cached_block_hash_to_block: dict[int, list[int]] = {}
         self.chains: dict[tuple[int | None, tuple[Hashable, ...]], int] = {}
 
@@ -42,12 +44,11 @@ class PlainCache:
     def touch(self, blocks: Sequence[int]) -> None:
         for block in blocks:
             if self.ref_cnt[block] == 0:
-                self.free_block_queue.remove(block)
+                del self.free_block_queue[block]
             self.ref_cnt[block] += 1
 
     def get_new_blocks(self, num_blocks: int) -> list[int]:
-        new_blocks, self.free_block_queue = self.free_block_queue[:num_blocks], self.free_block_queue[num_blocks:]
-        assert len(new_blocks) == num_blocks
+        new_blocks = [self.free_block_queue.popitem(last=False)[0] for _ in range(num_blocks)]
         for block in new_blocks:
             block_hash, self.block_hash[block] = self.block_hash[block], None
             if block_hash is not None:
@@ -68,4 +69,7 @@ class PlainCache:
             self.ref_cnt[block] -= 1
             if self.ref_cnt[block] == 0:
                 (without_hash if self.block_hash[block] is None else with_hash).append(block)
-        self.free_block_queue = without_hash + self.free_block_queue + with_hash
+        self.free_block_queue.update(dict.fromkeys(with_hash))
+        for block in without_hash[::-1]:
+            self.free_block_queue[block] = None
+            self.free_block_queue.move_to_end(block, last=False)
