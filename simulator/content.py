@@ -115,8 +115,9 @@ class Contents:
     def __init__(self, content: PromptContent, block_size: int) -> None:
         self._offsets = content.offsets.tolist()
         self._segments = list(zip(content.content_id.tolist(), content.tokens.tolist(), strict=True))
-        _, place, times = np.unique(content.content_id, return_inverse=True, return_counts=True)
+        _, place, times = np.unique(np.concatenate([content.content_id, content.answer_id]), return_inverse=True, return_counts=True)
         self._is_lone = (times[place] == 1).tolist()
+        """Of each segment, then of each answer: whether its content is nowhere else."""
         self._answer_id = content.answer_id.tolist()
         self._block_size = block_size
         self._branches: dict[tuple[int, int, int], int] = {}
@@ -125,7 +126,7 @@ class Contents:
     def of(self, row: int) -> Content:
         """The content of request `row`."""
         branch, tokens, ends, bases = -1, 0, [0], []
-        answer_id = self._answer_id[row]
+        answer_id = NOBODY if self._is_lone[len(self._segments) + row] else self._answer_id[row]
         for index in range(self._offsets[row], self._offsets[row + 1]):
             if self._is_lone[index]:
                 # Content that occurs once: all that follows it is this request's alone, too.

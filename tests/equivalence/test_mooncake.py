@@ -1,4 +1,4 @@
-"""Prefix-cache hits of the Mooncake conversation trace: the simulator's are those of a plain replay, with infinite and with finite memory."""
+"""Prefix-cache hits of the Mooncake conversation trace: those of a plain replay, with infinite and with finite memory."""
 
 from __future__ import annotations
 
