@@ -19,7 +19,7 @@ from simulator.engine import EngineConfig
 from simulator.request import RequestTable
 from tests.reference.plain_engine import PlainEngine, Step
 from validation.conformance.cases import Case, Inbox, random_case
-from validation.conformance.decisions import Decision, content, probed, simulated
+from validation.conformance.decisions import Decision, content, probed, shared_heads, simulated
 from validation.conformance.golden import Golden
 from validation.conformance.kinds import PREFIX_QUOTAS, QUOTAS
 from validation.conformance.prefix_cases import random_prefix_case
@@ -57,7 +57,7 @@ def plain(case: Case) -> list[Decision]:
         range(len(arrivals)), prompt_tokens, output_tokens, max_tokens=max_tokens, priority=priority, content=content(case)
     )
     engine = PlainEngine(table, case.engine, CostModel.constant(1))
-    inbox, handled, decisions = Inbox(case), 0, []
+    inbox, heads, handled, decisions = Inbox(case), shared_heads(case), 0, []
     finished: set[int] = set()
     told: set[int] = set()
     while True:
@@ -66,7 +66,9 @@ def plain(case: Case) -> list[Decision]:
         while len(engine.queue) < case.engine.depth and (engine.running or engine.waiting):
             step = engine.schedule()
             engine.queue.append(step)
-            decisions.append(as_decision(engine, step, finished - told)._replace(found=found(engine, case, len(decisions), finished)))
+            decisions.append(
+                as_decision(engine, step, finished - told)._replace(found=found(engine, case, heads, len(decisions), finished))
+            )
             told = set(finished)
         if engine.queue:
             step = engine.queue.popleft()
@@ -79,13 +81,13 @@ def plain(case: Case) -> list[Decision]:
             return decisions
 
 
-def found(engine: PlainEngine, case: Case, step: int, finished: set[int]) -> int:
+def found(engine: PlainEngine, case: Case, heads: list[int], step: int, finished: set[int]) -> int:
     row = probed(case, step, finished)
     if row is None:
         return 0
-    request, size = engine.requests[row], case.engine.block_size
+    request = engine.requests[row]
     blocks = engine.cache.get_computed_blocks(request.block_hashes, request.prompt_tokens)
-    return min(len(blocks), sum(tokens for _, tokens in case.arrivals[row].segments) // size)
+    return min(len(blocks), heads[row])
 
 
 def as_decision(engine: PlainEngine, step: Step, finished: set[int]) -> Decision:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container
+from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +50,13 @@ def probed(case: Case, step: int, finished: Container[int]) -> int | None:
     row = step // PROBE_STEPS % len(case.arrivals)
     follows = case.arrivals[row].follows
     return row if follows is None or follows in finished else None
+
+
+def shared_heads(case: Case) -> list[int]:
+    """Of each request, the blocks that others may have, too: what it has alone, it finds itself only, and no probe asks for that."""
+    times = Counter(content_id for a in case.arrivals for content_id in (*(i for i, _ in a.segments), a.answer_id))
+    heads = (takewhile(lambda segment: times[segment[0]] > 1, a.segments) for a in case.arrivals)
+    return [sum(tokens for _, tokens in head) // case.engine.block_size for head in heads]
 
 
 def simulated(case: Case) -> list[Decision]:

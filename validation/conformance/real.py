@@ -27,7 +27,7 @@ from vllm.v1.request import Request
 from simulator.content import NOBODY
 from simulator.engine import EngineConfig
 from validation.conformance.cases import Arrival, Case, Inbox
-from validation.conformance.decisions import Decision, probed
+from validation.conformance.decisions import Decision, probed, shared_heads
 from validation.conformance.kinds import Kinds
 
 EOS = 2
@@ -109,6 +109,7 @@ class Driver:
         self.scheduler = watched(self, **_scheduler_arguments(engine, use_v2_model_runner))
         self.text = Text(case)
         self._hasher = _block_hasher(engine)
+        self._heads = shared_heads(case)
         self._asked: dict[int, Any] = {}
         self.handled = 0
         self.done: set[int] = set()
@@ -163,10 +164,9 @@ class Driver:
             return 0
         if row not in self._asked:
             self._asked[row] = _request(row, self.case.arrivals[row], self.text.prompt(row), self._hasher)
-        arrival, size = self.case.arrivals[row], self.case.engine.block_size
         request = self._asked[row]
         (blocks,), *_ = self.scheduler.kv_cache_manager.coordinator.find_longest_cache_hit(request.block_hashes, request.num_tokens - 1)
-        return min(len(blocks), sum(tokens for _, tokens in arrival.segments) // size)
+        return min(len(blocks), self._heads[row])
 
 
 def _watched(base: Any) -> Any:
