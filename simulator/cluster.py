@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from simulator.replica import Replica, Snapshot
 from simulator.request import RequestTable
 from simulator.router import Router
 from simulator.sequence import NEVER, Sequence
-from simulator.workload import Barrier, ClosedLoop, OpenLoop
+from simulator.workload import Barrier, ClosedLoop, OpenLoop, Sessions
 
 NS_PER_S = 1_000_000_000
 Process = Generator[simpy.Event, Any, None]
@@ -58,7 +58,8 @@ class Cluster:
         self._egress_ns = cost.artifact.overheads.egress_ns
         self._samples = array("q")
         """The time, then the snapshot of each replica, and so on."""
-        self._answered: Callable[[], None] = lambda: None
+        self._answered: Callable[[int], None] = lambda _: None
+        """Told of the row that was answered."""
 
     @property
     def now_ns(self) -> int:
@@ -67,7 +68,7 @@ class Cluster:
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
-    def serve(self, requests: RequestTable, loop: OpenLoop | ClosedLoop | Barrier) -> None:
+    def serve(self, requests: RequestTable, loop: OpenLoop | ClosedLoop | Barrier | Sessions) -> None:
         """Starts the clients."""
         n = len(requests)
         self.sent_ns = np.full(n, NEVER, np.int64)
@@ -81,19 +82,25 @@ class Cluster:
         self._asked = list(zip(*(column.tolist() for column in columns), strict=True))
         match loop:
             case OpenLoop():
-                self.env.process(self._send_as_recorded(requests.arrival_ns.tolist()))
+                self.env.process(self._send_as_recorded(requests.arrival_ns.tolist(), range(n)))
             case ClosedLoop(num_clients=clients, think_s=think_s):
                 think_ns = round(think_s * NS_PER_S)
-                self._answered = lambda: self._send_later(think_ns)
+                self._answered = lambda _: self._send_later(think_ns)
                 self._next_row = min(clients, n)
                 self._send_all(range(self._next_row), 0)
             case Barrier(batch_size=size):
                 self._batch_left = 0
-                self._answered = lambda: self._send_batch_when_empty(size)
-                self._answered()
+                self._answered = lambda _: self._send_batch_when_empty(size)
+                self._send_batch_when_empty(size)
+            case Sessions(follows=follows, think_ns=think_ns):
+                first = np.flatnonzero(follows < 0)
+                self._next_turn = {before: row for row, before in enumerate(follows.tolist()) if before >= 0}
+                self._think_ns = think_ns.tolist()
+                self._answered = self._send_next_turn
+                self.env.process(self._send_as_recorded(requests.arrival_ns[first].tolist(), first.tolist()))
 
-    def _send_as_recorded(self, arrival_ns: list[int]) -> Process:
-        for row, at_ns in enumerate(arrival_ns):
+    def _send_as_recorded(self, arrival_ns: list[int], rows: Iterable[int]) -> Process:
+        for row, at_ns in zip(rows, arrival_ns, strict=True):
             yield Instant(self.env, at_ns, ARRIVAL)
             self._send(row)
 
@@ -106,6 +113,11 @@ class Cluster:
             row = self._next_row
             self._next_row += 1
             self._at(self.now_ns + max(self._egress_ns + think_ns, SOONEST_NS), partial(self._send, row))
+
+    def _send_next_turn(self, answered: int) -> None:
+        row = self._next_turn.get(answered)
+        if row is not None:
+            self._at(self.now_ns + max(self._egress_ns + self._think_ns[row], SOONEST_NS), partial(self._send, row))
 
     def _send_batch_when_empty(self, size: int) -> None:
         self._batch_left -= 1
@@ -136,7 +148,7 @@ class Cluster:
     def _finished(self, sequence: Sequence) -> None:
         self.finish_ns[sequence.row] = self.now_ns + self._egress_ns
         self._unfinished -= 1
-        self._answered()
+        self._answered(sequence.row)
         if self._unfinished == 0:
             self.done.succeed()
 

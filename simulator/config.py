@@ -150,7 +150,7 @@ class Config(Spec):
     def _consistent(self) -> Config:
         if self.command == "plan" and self.slo is None:
             raise ValueError("command: plan needs a limit in slo, such as slo.tpot_ms.p99=13")
-        endless = isinstance(self.workload, OpenSpec) or self.workload.kind == "clients"
+        endless = isinstance(self.workload, OpenSpec) or self.workload.kind in ("clients", "sessions")
         if self.command == "simulate" and endless and self.run.duration_s is None and self.run.num_requests is None:
             raise ValueError("give run.duration_s or run.num_requests, else the arrivals never end")
         return self
