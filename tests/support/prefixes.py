@@ -10,6 +10,7 @@ from simulator.content import PromptContent
 from simulator.engine import EngineConfig
 from simulator.request import RequestTable
 from simulator.simulate import Scenario
+from simulator.workload import Workload, generate, validate
 from tests.support.cases import Case, random_case
 from tests.support.services import random_scenario
 
@@ -38,7 +39,26 @@ def random_prefix_case(seed: int) -> Case:
 
 
 def random_prefix_scenario(seed: int) -> Scenario:
-    """The scenario of the same seed, with prefix caching."""
+    """The scenario of the same seed, with prefix caching; every fourth serves conversations."""
     scenario = random_scenario(seed)
-    workload = replace(scenario.workload, requests=sharing(scenario.workload.requests, seed))
-    return replace(scenario, workload=workload, engine=caching(scenario.engine))
+    engine = caching(scenario.engine)
+    if seed % 4 == 0:
+        return replace(scenario, workload=conversations(seed, engine.max_model_len), engine=engine)
+    return replace(scenario, workload=replace(scenario.workload, requests=sharing(scenario.workload.requests, seed)), engine=engine)
+
+
+def conversations(seed: int, max_model_len: int) -> Workload:
+    """Short ones, within microseconds."""
+    tokens = {"kind": "lognormal", "mu": 1.5, "sigma": 0.8}
+    spec = {
+        "kind": "sessions",
+        "arrivals": {"kind": "gamma", "rate": 30_000, "cv": 1.3},
+        "lengths": {"kind": "custom", "prompt": tokens, "output": tokens, "thinking": {"kind": "constant", "value": 0.5}},
+        "think_s": 3e-5,
+        "tool_calls_per_turn": 0.7,
+        "tool_tokens": 3,
+        "tool_s": 1e-5,
+        "thinking": ["kept", "stripped", "kept_in_tool_loops"][seed // 4 % 3],
+        "shared_prompts": {"shared_prompt_tokens": max(max_model_len // 4, 1), "num_shared_prompts": 2},
+    }
+    return generate(validate(spec), seed, max_model_len=max_model_len, num_requests=80)
