@@ -1,8 +1,10 @@
 """`python -m profiler.fit_profile profile=FOLDER`: a cost model from a profile.
 
-Usage: python -m profiler.fit_profile profile=FOLDER [trace=FOLDER] [models=FOLDER]
+Usage: python -m profiler.fit_profile profile=FOLDER [after=FOLDER] [trace=FOLDER] [models=FOLDER]
 
   profile  what `python -m profiler` wrote: profile.json and steps.csv.gz; or an artifact with its measurements beside it
+  after    another profile, or artifact with its measurements: of this, the sampler and the product with the vocabulary, where the profile
+           did not time them apart; of the same width, vocabulary, GPU and tensor parallel size
   trace    a measured trace, for a request's way from and to the client, which a profile has not: of this, and only this
   models   where <gpu>/<model>/<weights>-kv_<dtype>-tp<n>[-<method>-k<K>].json is written, its measurements beside it (default: the
            models that this project ships), and <gpu>/aliases.json: the models of conf/model that share a measured one's shape
@@ -37,17 +39,18 @@ from simulator.features import StepFeatures
 from simulator.models import MODELS
 
 
-def fit_profile(raw: Raw, trace: Path | None = None) -> tuple[Artifact, str]:
+def fit_profile(raw: Raw, trace: Path | None = None, after: Raw | None = None) -> tuple[Artifact, str]:
     """The cost model fitted to a profile, and a report of its errors.
 
     Args:
         raw: the profile's measurements.
         trace: a measured trace, of which the requests' ways from and to the client are taken.
+        after: the profile whose sampler and product with the vocabulary count, where `raw` did not time them apart.
 
     Raises:
         UserError: the profile has no steps to fit, or the trace is unreadable.
     """
-    profile = from_raw(raw)
+    profile = from_raw(raw, after)
     meta, engine, known = profile.meta, profile.meta["engine"], profile.gpu_known
     if known.table.empty:
         raise UserError("profile: no step was seen without gaps on the GPU; measure more points")
@@ -65,6 +68,7 @@ def fit_profile(raw: Raw, trace: Path | None = None) -> tuple[Artifact, str]:
         engine=f"{engine['name']} {engine['version']}",
         memory=_memory(meta),
         step=_regimes(model, profile),
+        sampling=profile.sampling.regimes() if profile.sampling else {},
         overheads=overheads,
         domain=feature_domain(known.features(), [name for name in StepFeatures._fields if name != "graph_mode"]),
         error=error_rows(known, predicted),
@@ -75,16 +79,16 @@ def fit_profile(raw: Raw, trace: Path | None = None) -> tuple[Artifact, str]:
             source=f"profile of {meta.get('written', 'unknown time')}",
             sha256=profile.sha256,
             fitted_by="profiler.fit_profile",
-            note=f"{_weights_note(meta['weight_values'])} {ways}",
+            note=f"{_weights_note(profile)} {ways}",
         ),
     )
     return artifact, _report(artifact, len(profile.table) - len(known.table))
 
 
-def _weights_note(weight_values: str) -> str:
+def _weights_note(profile: Profiled) -> str:
     # The sampler's time depends on the logits, and those of dummy or random weights are no real model's.
-    caveat = " (a 7B profile of theirs gives a TPOT 3% above two served traces)" if weight_values == "dummy" else ""
-    return f"{weight_values.capitalize()} weights{caveat}."
+    weights = profile.meta["weight_values"].capitalize()
+    return f"{weights} weights, {'with logits as a trained model has them' if profile.sampling else 'and the logits that they give'}."
 
 
 def _regimes(model: StepTimeRegressor, profile: Profiled) -> dict[Mode, Regime]:
@@ -158,11 +162,12 @@ def _report(artifact: Artifact, gaps: int) -> str:
     return "\n".join(lines)
 
 
-def _arguments(argv: list[str]) -> tuple[Path, Path | None, Path]:
+def _arguments(argv: list[str]) -> dict[str, Path]:
     given = dict(argument.split("=", 1) for argument in argv if "=" in argument)
-    if len(given) != len(argv) or "profile" not in given or set(given) - {"profile", "trace", "models"}:
-        raise UserError(f"arguments {' '.join(argv) or '(none)'}: expected profile=FOLDER, and if you like trace=FOLDER and models=FOLDER")
-    return Path(given["profile"]), Path(given["trace"]) if "trace" in given else None, Path(given.get("models", MODELS))
+    if len(given) != len(argv) or "profile" not in given or set(given) - {"profile", "after", "trace", "models"}:
+        known = "expected profile=FOLDER, and if you like after=FOLDER, trace=FOLDER and models=FOLDER"
+        raise UserError(f"arguments {' '.join(argv) or '(none)'}: {known}")
+    return {name: Path(text) for name, text in given.items()}
 
 
 def main(argv: list[str]) -> int:
@@ -171,9 +176,9 @@ def main(argv: list[str]) -> int:
         sys.stdout.write(f"{__doc__}\n")
         return 0
     try:
-        path, trace, models = _arguments(argv)
-        raw = Raw.read(path)
-        artifact, report = fit_profile(raw, trace)
+        given = _arguments(argv)
+        raw, models = Raw.read(given["profile"]), given.get("models", MODELS)
+        artifact, report = fit_profile(raw, given.get("trace"), Raw.read(given["after"]) if "after" in given else None)
         path = export(artifact, models)
         raw.write(path)
         measured = {name: owner for name, owner in aliases().items() if (models / artifact.gpu / owner).is_dir()}

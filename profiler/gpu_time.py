@@ -14,17 +14,10 @@ from profiler.tables import Table
 Float64 = NDArray[np.float64]
 
 TERMS = (
-    # Sampling: a kernel of its own from the second sequence on, which takes one sequence on each multiprocessor (132) at a time
-    # (vLLM 0.26 `v1/sample/ops/topk_topp_triton.py`); and the product with the vocabulary.
-    "decode_seqs[:2]",
-    "decode_seqs[:4]",
+    # The product with the vocabulary, and what attention does once a sequence.
     "decode_seqs",
     "decode_seqs[64:]",
     "decode_seqs[256:]",
-    "decode_seqs[132:133]",
-    "decode_seqs[264:265]",
-    "decode_seqs[396:397]",
-    "decode_seqs[528:529]",
     "prefill_seqs",
     # Attention of decoding sequences: keys and values read; small totals do not fill the memory bus; the longest is the last to end.
     "decode_context_tokens",

@@ -6,7 +6,7 @@ It has to be `AsyncScheduler` that is subclassed: with a subclass of plain `Sche
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter
@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import numpy as np
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine.core import EngineCore
 
 from profiler.start import RECORD_TO
 
@@ -85,6 +86,8 @@ class _Recorder:
         self._in_flight: deque[Step] = deque()
         folder = os.environ.get(RECORD_TO)
         self._files = _Files(Path(folder)) if folder else None
+        if self._files:
+            _note_queued(self._files.queued_s)
 
     def add_request(self: Any, request: Any) -> None:
         if self._files:
@@ -95,6 +98,8 @@ class _Recorder:
         begin_s = perf_counter()
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]  # vLLM's scheduler stands behind this mixin
         end_s = perf_counter()
+        if self._files:
+            self._files.preemptions.update(output.preempted_req_ids or ())
         if output.total_num_scheduled_tokens:
             state = {
                 "kv_usage": self.kv_cache_manager.usage,
@@ -124,9 +129,11 @@ class _Files:
     """`steps.csv` and `engine_requests.csv`, flushed at every line: the process may be killed at any time."""
 
     def __init__(self, folder: Path) -> None:
+        self.queued_s: dict[str, float] = {}
         self.added_s: dict[str, float] = {}
+        self.preemptions: Counter[str] = Counter()
         self.steps = self._open(folder / "steps.csv", STEP_COLUMNS)
-        self.requests = self._open(folder / "engine_requests.csv", ("request_id", "added_s", "finished_s"))
+        self.requests = self._open(folder / "engine_requests.csv", ("request_id", "queued_s", "added_s", "finished_s", "preemptions"))
 
     @staticmethod
     def _open(path: Path, columns: Iterable[str]) -> TextIO:
@@ -138,7 +145,20 @@ class _Files:
         row = step.row()
         self.steps.write(",".join(repr(row[column]) for column in STEP_COLUMNS) + "\n")
         for name in finished:
-            self.requests.write(f"{name},{self.added_s.pop(name)!r},{step.updated_s!r}\n")
+            seen_s = (self.queued_s.pop(name), self.added_s.pop(name), step.updated_s)
+            self.requests.write(f"{name},{','.join(map(repr, seen_s))},{self.preemptions.pop(name, 0)}\n")
+
+
+def _note_queued(queued_s: dict[str, float]) -> None:
+    """Notes when a request reaches the engine core's queue; its scheduler gets it between two steps (`v1/engine/core.py`)."""
+    preprocess = EngineCore.preprocess_add_request
+
+    def noted(core: Any, request: Any) -> Any:
+        ready = preprocess(core, request)
+        queued_s[request.request_id] = perf_counter()
+        return ready
+
+    EngineCore.preprocess_add_request = noted
 
 
 class RecordingScheduler(_Recorder, Scheduler):  # type: ignore[misc]  # vLLM ships no types

@@ -40,8 +40,10 @@ def error_rows(known: Profiled, predicted: Float64) -> list[ErrorRow]:
 
 def residuals(known: Profiled, predicted: Float64) -> dict[Kind, dict[str, float]]:
     """Quantiles of measured / predicted − 1 of the single steps behind the rows of `known`."""
+    sample_ns = known.table["sample_ns"]
     single = [
-        np.array(times_ns, np.float64) / expected - 1 for times_ns, expected in zip(known.table["single_gpu_ns"], predicted, strict=True)
+        (np.array(times_ns, np.float64) + sampled) / (expected + sampled) - 1
+        for times_ns, expected, sampled in zip(known.table["single_gpu_ns"], predicted, sample_ns, strict=True)
     ]
     found: dict[Kind, dict[str, float]] = {}
     for kind in KINDS:
@@ -65,8 +67,10 @@ def _left_out(known: Profiled, group: NDArray[np.int64]) -> Float64:
 
 
 def _errors(known: Profiled, predicted: Float64, judged_on: str) -> list[ErrorRow]:
+    """Of whole steps, sampler included."""
     rows = []
-    measured = known.table["gpu_ns"].to_numpy(np.float64)
+    measured = (known.table["gpu_ns"] + known.table["sample_ns"]).to_numpy(np.float64)
+    predicted = predicted + known.sample_ns
     for kind in KINDS:
         judged = (known.table["kind"] == kind).to_numpy() & np.isfinite(predicted)
         if judged.any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from statistics import median
 from typing import Any
 
 _POWER_INSTANT = 186
@@ -40,6 +41,12 @@ class Nvml:
             temperature_c=lambda n, d: n.nvmlDeviceGetTemperature(d, n.NVML_TEMPERATURE_GPU),
             throttle_reasons=lambda n, d: n.nvmlDeviceGetCurrentClocksThrottleReasons(d),
         )
+
+    @staticmethod
+    def spread(states: list[dict[str, Any]]) -> dict[str, list[float]]:
+        """Least, median and greatest reading of each sensor."""
+        names = states[0] if states else {}
+        return {name: [f([state[name] for state in states if name in state]) for f in (min, median, max)] for name in names}
 
     def energy_j(self) -> float | None:
         """Energy since the driver was loaded; the counter moves every 20 to 100 ms."""

@@ -108,6 +108,27 @@ class Profile(Strict):
         return self.out or Path("results") / "profiles" / self.gpu.name / self.model.shape / self.label
 
 
+class Part(Strict):
+    """One of several traces of a recording: what differs from the recording's own `workload`, `duration_s` and `seed`."""
+
+    name: str = Field(pattern=r"^[\w.+-]+$")
+    """Of the trace's folder."""
+    rate: float | None = Field(None, gt=0)
+    cv: float | None = Field(None, gt=0)
+    duration_s: float | None = Field(None, gt=0)
+    seed: int | None = None
+    workload: str | dict[str, Any] = {}
+    """A name of conf/workload, or changes to the recording's."""
+
+
+class SharedPrefixes(Strict):
+    """Prompts that begin alike: every request shares its head with those of its group, which is drawn evenly."""
+
+    num_prefixes: int = Field(ge=1)
+    prefix_tokens: int = Field(ge=1)
+    """Length of a shared head; it comes before the workload's own prompt."""
+
+
 class Recording(Profile):
     """One run of the recorder: the engine of a profile, under traffic."""
 
@@ -117,6 +138,22 @@ class Recording(Profile):
     """The traffic, in the simulator's own terms."""
     duration_s: float = Field(gt=0)
     """For which requests are sent; those sent are served to their end."""
+    workloads: list[Part]
+    """Several traces of one engine start, one after the other, each in its own folder; empty: one trace, of `workload`."""
+    shared_prefixes: SharedPrefixes | None
+    num_replicas: int = Field(ge=1)
+    """Engines, each on `tensor_parallel_size` GPUs of its own."""
+    router: str
+    """In front of several replicas: the simulator's."""
+    client: Literal["engine", "http"]
+    """`http`: through vLLM's OpenAI server."""
+    logits: Literal["dummy", "trained"]
+    """What the sampler works on: what dummy weights give, or a trained model's (as `python -m profiler` measures)."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the trace goes, or the folders of several."""
+        return self.out or Path("results") / "traces" / f"{self.gpu.name}-{self.model.name}-{self.label}"
 
 
 Options = TypeVar("Options", bound=Profile)

@@ -105,6 +105,10 @@ class WorkerExtension:
         parameters = self.model_runner.get_model().parameters()
         return any(parameter.element_size() == 1 or not parameter.is_floating_point() for parameter in parameters)
 
+    def probe_pool(self: Any) -> dict[str, int]:
+        """The KV pool's blocks."""
+        return {"num_gpu_blocks": int(self.cache_config.num_gpu_blocks), "block_size": int(self.cache_config.block_size)}
+
     def probe_memory(self: Any) -> dict[str, Any]:
         """What vLLM's worker found at its start, bytes (vLLM `v1/worker/gpu_worker.py` `determine_available_memory`)."""
         snapshot = getattr(self, "init_snapshot", None)

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from profiler.raw import Raw
+from profiler.sampling import Sampling, sampled_tokens
 from profiler.steps import as_matrix
 from simulator.engine import GraphMode
 from simulator.features import StepFeatures
@@ -24,6 +25,9 @@ LONG_PROMPT_TOKENS = 1024
 SAME = ("point", "kind", "graph_mode", "padded_tokens", "prefill_seqs", "prefill_tokens", "decode_seqs", "verify_tokens")
 """What the steps of one row share."""
 
+BEHIND = 0.25
+"""Share of a held step's GPU time that is left when its launch ends, from which on the GPU is taken to never have waited."""
+
 LEAST_LONGER = 1.2
 LONGEST_S = 0.06
 """Steps that tell how long a GPU waits for its first kernel: longer than their launch, and short enough that clocks stay up."""
@@ -36,11 +40,13 @@ class Profiled:
     meta: dict[str, Any]
     """`profile.json`."""
     table: pd.DataFrame
-    """Columns: `point`, `kind` (decode, prefill, mixed: by what was in the step), the fields of `StepFeatures`, `gpu_ns` (NaN where
-    the GPU was never seen without gaps), `launch_ns`, `cpu_ns` (what the thread does beside launching), `single_gpu_ns` (list of the
-    single steps' GPU times)."""
+    """Columns: `point`, `kind` (decode, prefill, mixed: by what was in the step), the fields of `StepFeatures`, `gpu_ns` (without
+    `sample_ns`, the sampler's time; NaN where the GPU was never seen without gaps), `launch_ns`, `cpu_ns` (what the thread does
+    beside launching), `single_gpu_ns` (list of the single steps' GPU times)."""
     sha256: str
     """Of the measurements."""
+    sampling: Sampling | None
+    """What follows the forward pass; None: `gpu_ns` is the whole step's, and `sample_ns` is 0."""
     prepare_ns: float | None
     """From the begin of a launch to the first kernel, where the GPU waited for it; None: never seen."""
 
@@ -54,6 +60,13 @@ class Profiled:
         return as_matrix(self.features())
 
     @property
+    def sample_ns(self) -> Float64:
+        """float64[k]: the sampler's time, as the artifact will have it."""
+        if self.sampling is None:
+            return np.zeros(len(self.table))
+        return self.sampling.sample_ns(np.asarray(sampled_tokens(self.table), np.int64))
+
+    @property
     def gpu_known(self) -> Profiled:
         """The rows with a GPU time."""
         return self.take(self.table["gpu_ns"].notna().to_numpy())
@@ -63,30 +76,63 @@ class Profiled:
         return replace(self, table=self.table[keep].reset_index(drop=True))
 
 
-def from_raw(raw: Raw) -> Profiled:
-    """The rows that a fit reads, of a profile as measured."""
+def from_raw(raw: Raw, after: Raw | None = None) -> Profiled:
+    """The rows that a fit reads, of a profile as measured.
+
+    Args:
+        raw: the profile.
+        after: the profile whose sampler and product with the vocabulary count, where `raw` did not time them apart.
+    """
     meta, steps = raw.meta, raw.steps
     on_gpu = meta["gpu"] != "cpu"
-    table = _rows(steps, on_gpu=on_gpu)
-    return Profiled(meta, table, raw.sha256, _prepare_ns(steps, table) if on_gpu else None)
+    gpu_known = _without_gaps(steps) if on_gpu else pd.Series(True, index=steps.index)
+    sampling = Sampling.of(steps[gpu_known])
+    if sampling is None and after is not None:
+        sampling = Sampling.of(after.steps)
+    table = _rows(_timed(steps, gpu_known, sampling))
+    return Profiled(meta, table, raw.sha256, sampling, _prepare_ns(steps, table) if on_gpu else None)
 
 
-def _rows(steps: pd.DataFrame, *, on_gpu: bool) -> pd.DataFrame:
-    """One row for each point, batch composition and graph mode: a mixed point has mixed steps and decodes between them."""
-    gpu_known = steps["queued"] if on_gpu else pd.Series(True, index=steps.index)
-    longest_prompt = steps.groupby("point")["prefill_tokens"].transform("max")
+def _without_gaps(steps: pd.DataFrame) -> pd.Series[bool]:
+    """Whether the GPU always had work: its own time is what its events say only then.
+
+    Sure if it had not begun when the step was launched. But a step of more kernels than a stream queues (about 1,000) can be launched
+    to its end only while it runs: then if the GPU came to the end long after the launch did.
+    """
+    if "behind_s" not in steps:
+        return steps["queued"]
+    return steps["queued"] | ((steps["hold_s"] > 0) & (steps["behind_s"] > BEHIND * steps["gpu_s"]))
+
+
+def _timed(steps: pd.DataFrame, gpu_known: pd.Series[bool], sampling: Sampling | None) -> pd.DataFrame:
+    """The steps with times in nanoseconds, those with dummy weights' logits left out."""
+    if sampling is None:
+        gpu_s, sample_s = steps["gpu_s"], pd.Series(0.0, index=steps.index)
+    else:
+        positions = np.asarray(sampled_tokens(steps), np.int64)
+        # Steps that were measured before the two were timed apart: their forward pass, and what follows it as measured elsewhere.
+        sample_s = steps.get("sample_s", pd.Series(np.nan, index=steps.index))
+        gpu_s = (steps["gpu_s"] - sample_s).fillna(steps["forward_s"] + sampling.logits_ns(positions) / 1e9)
+        sample_s = sample_s.fillna(pd.Series(sampling.sample_ns(positions) / 1e9, index=steps.index))
     steps = steps.assign(
         kind=np.select([steps["decode_seqs"] == 0, steps["prefill_seqs"] == 0], ["prefill", "decode"], "mixed"),
         graph_mode=steps["graph_mode"].map(MODE_NUMBERS),
-        gpu_ns=(steps["gpu_s"] * 1e9).where(gpu_known),
+        gpu_ns=(gpu_s * 1e9).where(gpu_known),
+        sample_ns=sample_s * 1e9,
         launch_ns=(steps["launch_s"] * 1e9).where(steps["hold_s"] == 0),
         cpu_ns=(steps["schedule_cpu_s"] + steps["update_cpu_s"]) * 1e9,
         prefill_attention_tokens=_pairs(steps),
     )
+    return steps[steps["peaked"] != False] if "peaked" in steps else steps  # noqa: E712  # older steps have no value there
+
+
+def _rows(steps: pd.DataFrame) -> pd.DataFrame:
+    """One row for each point, batch composition and graph mode: a mixed point has mixed steps and decodes between them."""
+    longest_prompt = steps.groupby("point")["prefill_tokens"].transform("max")
     steps = steps[(steps["prefill_seqs"] > 0) | (longest_prompt <= LONG_PROMPT_TOKENS)]
     moving = [name for name in StepFeatures._fields if name not in SAME]
     grouped = steps.groupby(list(SAME), sort=False)
-    table = grouped[[*moving, "gpu_ns", "launch_ns", "cpu_ns"]].median()
+    table = grouped[[*moving, "gpu_ns", "sample_ns", "launch_ns", "cpu_ns"]].median()
     table["single_gpu_ns"] = grouped["gpu_ns"].agg(lambda times: times.dropna().tolist())
     table = table.reset_index()
     table[moving] = table[moving].round().astype(np.int64)
@@ -103,7 +149,8 @@ def _pairs(steps: pd.DataFrame) -> pd.Series[int]:
 def _prepare_ns(steps: pd.DataFrame, table: pd.DataFrame) -> float | None:
     """Prompts on an idle GPU: what they took longer than behind a hold."""
     alone = steps[(steps["decode_seqs"] == 0) & (steps["hold_s"] == 0) & ~steps["queued"]]
-    held = table[table["kind"] == "prefill"].set_index(["point", "padded_tokens"])["gpu_ns"]
+    rows = table[table["kind"] == "prefill"].set_index(["point", "padded_tokens"])
+    held = rows["gpu_ns"] + rows["sample_ns"]
     held = held[~held.index.duplicated()]
     pairs = alone.join(held.rename("held_ns"), on=["point", "padded_tokens"])
     bound_by_gpu = (pairs["held_ns"] > LEAST_LONGER * pairs["launch_s"] * 1e9) & (pairs["held_ns"] < LONGEST_S * 1e9)

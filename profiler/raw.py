@@ -18,9 +18,9 @@ from simulator.errors import UserError
 COLUMNS = (
     "point", "prefill_seqs", "prefill_tokens", "prefill_context_tokens", "prefill_attention_tokens", "decode_seqs",
     "decode_context_tokens", "decode_context_max_tokens", "verify_tokens", "graph_mode", "padded_tokens", "gpu_s", "forward_s",
-    "draft_s", "launch_s", "schedule_cpu_s", "update_cpu_s", "hold_s", "queued",
+    "logits_s", "sample_s", "draft_s", "peaked", "launch_s", "behind_s", "schedule_cpu_s", "update_cpu_s", "hold_s", "queued",
 )  # fmt: skip
-"""Of the recorded columns, those that a fit reads, and the parts of `gpu_s` (the rest of it samples)."""
+"""Of the recorded columns, those that a fit reads."""
 
 DIGITS = 7
 """Tenths of microseconds: below the resolution of the GPU's events."""
@@ -68,6 +68,9 @@ class Raw:
             raise UserError(f"profile {path}: not readable ({str(error).splitlines()[0]})") from None
         if steps.empty:
             raise UserError(f"profile {path}: has no steps")
+        if "launch_end_s" in steps:
+            # How long the GPU still worked when the launch was over: if long, it was never short of work.
+            steps["behind_s"] = steps["update_s"] - steps["launch_end_s"]
         text = steps[[name for name in COLUMNS if name in steps]].round(DIGITS).to_csv(index=False)
         return cls(json.dumps(meta, separators=(",", ":")), text)
 

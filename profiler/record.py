@@ -1,16 +1,23 @@
-"""Serves traffic with vLLM and records it as a measured trace: what every request saw, and every engine step.
+"""Serves traffic with vLLM and records it as measured traces: what every request saw, and every engine step.
 
     python -m profiler.record model=qwq-32b opt=awq workload=math500 workload.arrivals.rate=5 duration_s=120 out=traces/NAME
 
 Options are those of `python -m profiler`, with `workload=` (conf/workload), `duration_s` and `name`. Writes meta.json, requests.csv.gz and
-steps.csv.gz (the measured-trace format). `num_gpu_blocks_override=2000` shrinks the pool, so that queueing and preemption come soon.
+steps.csv.gz (the measured-trace format). `num_gpu_blocks_override=2100` shrinks the pool, so that queueing and preemption come soon.
+
+An engine takes a minute to start; it serves several traces one after the other, each written to OUT/NAME as it ends:
+
+    python -m profiler.record … 'workloads=[{name: light, rate: 2}, {name: full, rate: 6, duration_s: 180, seed: 1}]' out=traces
+
+A trace of them may differ in rate, cv, duration_s, seed and workload (a name of conf/workload, `{kind: replay, path: FOLDER}` to serve
+what another trace served, or changes such as `{lengths: {max_tokens: 16000}}`). `shared_prefixes={num_prefixes: 8, prefix_tokens: 1024}`
+with `opt=prefix_caching` shares heads of prompts; `num_replicas=2` starts two engines on GPUs of their own behind `router=`;
+`client=http` goes through vLLM's OpenAI server, to see what that adds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import signal
 import sys
 import tempfile
@@ -18,210 +25,71 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-import pandas as pd
-from tqdm import tqdm
-
+from profiler.client import quiet_garbage_collector, serve, warm_up
 from profiler.errors import EngineError
+from profiler.nvml import Nvml
 from profiler.options import Recording, load
-from profiler.start import RECORD_TO, check_device, failures, prepare_environment, require_vllm, vllm_config
+from profiler.recorded import meta, tables, write
+from profiler.replicas import EngineReplica, Replica, gpus_of_replicas
+from profiler.server import ServerReplica, require_server
+from profiler.start import check_device, failures, prepare_environment, require_vllm
+from profiler.traffic import Traffic, traffic
 from simulator.errors import UserError
-from simulator.request import RequestTable
-from simulator.workload import OpenLoop, generate, validate
+from simulator.router import make_router
 
-IDLE_S = 600.0
-"""An engine from which nothing has come for so long is dead."""
+WATCH_S = 5.0
 
 
-def record(options: Recording) -> str:
-    """Serves the workload and writes the trace to `options.folder`; returns what to say about it.
+async def record(options: Recording, traffics: list[Traffic], raw: Path) -> None:
+    """Serves the traffics one after the other with the same engines; writes each trace when it ends, and says so on stdout.
 
     Raises:
-        UserError: the workload makes no sense, or is not one that arrives by itself.
-        EngineError: vLLM failed; nothing is written.
+        EngineError: vLLM failed; traces that ended before are kept.
     """
-    workload = generate(
-        validate(options.workload), options.seed, max_model_len=options.max_model_len or 2**31, duration_s=options.duration_s
-    )
-    if not isinstance(workload.loop, OpenLoop):
-        raise UserError("workload: a trace is recorded of traffic that arrives by itself; give an open workload")
-    folder = options.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as raw:
-        os.environ[RECORD_TO] = raw
-        served = asyncio.run(_serve(options, workload.requests))
-        requests, steps, overheads = _tables(served, Path(raw))
-    _write(folder, options, served, requests, steps, overheads)
-    return (
-        f"{len(requests)} requests, {len(steps)} steps in {served['duration_s']:.1f} s; preemptions {int(steps['preempted'].sum())};"
-        f" ingress {1e3 * overheads['ingress_s']:.2f} ms, egress {1e3 * overheads['egress_s']:.2f} ms (medians); {folder}"
-    )
-
-
-class _Seen:
-    """One request at its client: seconds of `perf_counter`."""
-
-    def __init__(self, name: str, prompt_tokens: int) -> None:
-        self.name, self.prompt_tokens = name, prompt_tokens
-        self.sent_s = 0.0
-        self.output_s: list[float] = []
-        self.num_tokens = 0
-
-    def row(self, start_s: float) -> dict[str, Any]:
-        """A row of requests.csv.gz. Tokens that came together have no gap between them."""
-        gaps_s = np.concatenate([np.diff(self.output_s), np.zeros(self.num_tokens - len(self.output_s))])
-        p50, p99, longest = np.percentile(gaps_s, [50, 99, 100]) if len(gaps_s) else (np.nan, np.nan, np.nan)
-        return {
-            "request_id": self.name,
-            "arrival_s": self.sent_s - start_s,
-            "prompt_tokens": self.prompt_tokens,
-            "output_tokens": self.num_tokens,
-            "prefix_id": "",
-            "prefix_tokens": 0,
-            "ttft_s": self.output_s[0] - self.sent_s,
-            "e2e_s": self.output_s[-1] - self.sent_s,
-            "itl_p50_s": p50,
-            "itl_p99_s": p99,
-            "itl_max_s": longest,
-        }
-
-
-async def _serve(options: Recording, table: RequestTable) -> dict[str, Any]:
-    from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.async_llm import AsyncLLM
-
     begin_s = perf_counter()
-    with failures("vLLM did not start"):
-        config = vllm_config(options)
-        llm = AsyncLLM.from_vllm_config(config, usage_context=UsageContext.OPENAI_API_SERVER)
+    replicas: list[Replica] = []
+    kind = ServerReplica if options.client == "http" else EngineReplica
     try:
+        for index, gpus in enumerate(gpus_of_replicas(options)):
+            (raw / str(index)).mkdir()
+            replicas.append(kind(options, raw / str(index), gpus))
         with failures("vLLM died while serving"):
-            await llm.collective_rpc("probe_install", args=(False,))
-            await _warm_up(llm, options)
+            for replica in replicas:
+                await replica.install()
+                await warm_up(replica, (await replica.facts())["max_num_seqs"])
+            quiet_garbage_collector()
             engine_start_s = perf_counter() - begin_s
-            prompts = _prompts(options, table)
-            start_s = perf_counter()
-            with tqdm(total=len(table), unit="request", file=sys.stderr) as bar:
-                seen = await asyncio.gather(*(_client(llm, options, table, i, prompts[i], start_s, bar) for i in range(len(table))))
-            duration_s = perf_counter() - start_s
-            launches = (await llm.collective_rpc("probe_launches"))[0]
+            for each in traffics:
+                await _trace(options, each, replicas, engine_start_s)
     finally:
-        llm.shutdown()
-    times = {"start_s": start_s, "duration_s": duration_s, "engine_start_s": engine_start_s}
-    return times | {"seen": seen, "config": config, "launches": launches}
+        for replica in replicas:
+            await replica.close()
 
 
-def _prompts(options: Recording, table: RequestTable) -> list[list[int]]:
-    random = np.random.default_rng(options.seed)
-    vocabulary = options.model.config["vocab_size"]
-    return [random.integers(0, vocabulary, int(length)).tolist() for length in table.prompt_tokens]
+async def _trace(options: Recording, each: Traffic, replicas: list[Replica], engine_start_s: float) -> None:
+    for replica in replicas:
+        await replica.forget_prefixes()
+    states: list[dict[str, Any]] = []
+    watch = asyncio.create_task(_watch(Nvml(), states))
+    served = await serve(each, replicas, make_router(options.router, each.seed))
+    watch.cancel()
+    requests, steps, overheads = await tables(served, replicas)
+    about = meta(options, served, await replicas[0].facts(), steps)
+    about |= {"client": replicas[0].client, "engine_start_s": engine_start_s, "overheads": overheads, "gpu_state": Nvml.spread(states)}
+    write(each.folder, about, requests, steps)
+    sys.stdout.write(
+        f"{len(requests)} requests, {len(steps)} steps in {about['duration_s']:.1f} s; preemptions {int(steps['preempted'].sum())};"
+        f" ingress {1e3 * overheads['ingress_s']:.2f} ms, egress {1e3 * overheads['egress_s']:.2f} ms (medians); {each.folder}\n"
+    )
+    sys.stdout.flush()
 
 
-async def _client(llm: Any, options: Recording, table: RequestTable, i: int, prompt: list[int], start_s: float, bar: Any) -> _Seen:
-    await asyncio.sleep(max(start_s + table.arrival_ns[i] / 1e9 - perf_counter(), 0.0))
-    seen = await _request(llm, options, str(table.request_id[i]), prompt, int(table.output_tokens[i]))
-    bar.update()
-    return seen
-
-
-async def _request(llm: Any, options: Recording, name: str, prompt: list[int], output_tokens: int) -> _Seen:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    sampling = SamplingParams(
-        temperature=options.sampling.temperature, top_p=options.sampling.top_p, ignore_eos=True, max_tokens=output_tokens,
-        detokenize=False, output_kind=RequestOutputKind.DELTA,
-    )  # fmt: skip
-    seen = _Seen(name, len(prompt))
-    seen.sent_s = perf_counter()
-    async with asyncio.timeout(IDLE_S) as idle:
-        async for output in llm.generate({"prompt_token_ids": prompt}, sampling, name):
-            seen.output_s.append(perf_counter())
-            idle.reschedule(asyncio.get_running_loop().time() + IDLE_S)
-            seen.num_tokens += len(output.outputs[0].token_ids)
-    return seen
-
-
-async def _warm_up(llm: Any, options: Recording) -> None:
-    """Kernels are compiled at the first batch of their shape: batches of every size that doubles, before anything is recorded."""
-    for size in (1, 2, 4, 8, 16, 32, 64, 128):
-        await asyncio.gather(*(_request(llm, options, f"warm-{size}-{i}", [1 + i] * (17 + i), 4) for i in range(size)))
-
-
-def _tables(served: dict[str, Any], raw: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, float]]:
-    """(requests, steps, overheads); steps and the engine's own times of requests are read from what the scheduler wrote."""
-    start_s = served["start_s"]
-    requests = pd.DataFrame([seen.row(start_s) for seen in served["seen"]])
-    steps = pd.read_csv(raw / "steps.csv")
-    launches = pd.DataFrame(served["launches"])
-    if len(launches) != len(steps):
-        raise EngineError(f"{len(steps)} steps were scheduled, but the worker launched {len(launches)}")
-    steps = pd.concat([steps, launches], axis=1)
-    steps = steps[steps["schedule_s"] >= start_s].reset_index(drop=True)
-    steps[["schedule_s", "update_s"]] -= start_s
-    inside = pd.read_csv(raw / "engine_requests.csv", dtype={"request_id": str})
-    # vLLM appends a random part to the client's name (`v1/engine/input_processor.py` `assign_request_id`).
-    inside["name"] = inside["request_id"].str.rpartition("-")[0]
-    inside = inside.set_index("name")
-    sent = pd.Series({seen.name: seen.sent_s for seen in served["seen"]})
-    ended = pd.Series({seen.name: seen.output_s[-1] for seen in served["seen"]})
-    overheads = {
-        "ingress_s": float((inside["added_s"].reindex(sent.index) - sent).median()),
-        "egress_s": float((ended - inside["finished_s"].reindex(ended.index)).median()),
-    }
-    return requests, steps, overheads
-
-
-def _write(
-    folder: Path, options: Recording, served: dict[str, Any], requests: pd.DataFrame, steps: pd.DataFrame, overheads: dict[str, float]
-) -> None:
-    meta = _meta(options, served) | {"overheads": overheads}
-    try:
-        for name, table in (("requests", requests), ("steps", steps)):
-            table.round(9).to_csv(folder / f"{name}.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
-        (folder / "meta.json").write_text(json.dumps(meta, indent=1))
-    except OSError as error:
-        raise EngineError(f"{folder}: {error.strerror}") from error
-
-
-def _meta(options: Recording, served: dict[str, Any]) -> dict[str, Any]:
-    config = served["config"]
-    scheduler, cache = config.scheduler_config, config.cache_config
-    opt = options.opt
-    import vllm
-
-    return {
-        "format_version": 1,
-        "name": options.name or f"{options.gpu.name}-{options.model.name}-{options.label}",
-        "gpu": options.gpu.name,
-        "num_gpus": options.tensor_parallel_size,
-        "model": options.model.name,
-        "weights": opt.weights,
-        "kv_cache_dtype": opt.kv_cache_dtype,
-        "prefix_caching": opt.enable_prefix_caching,
-        "speculative": opt.speculative and opt.speculative.model_dump(mode="json"),
-        "tensor_parallel_size": options.tensor_parallel_size,
-        "engine": {
-            "name": "vllm",
-            "version": vllm.__version__,
-            "max_model_len": config.model_config.max_model_len,
-            "max_num_batched_tokens": scheduler.max_num_batched_tokens,
-            "max_num_seqs": scheduler.max_num_seqs,
-            "block_size": cache.block_size,
-            "num_gpu_blocks": cache.num_gpu_blocks,
-            "async_scheduling": bool(scheduler.async_scheduling),
-            "enable_chunked_prefill": bool(scheduler.enable_chunked_prefill),
-            "enforce_eager": bool(config.model_config.enforce_eager),
-        },
-        "client": "vLLM AsyncLLM in one process, its engine core in another; no HTTP; dummy weights, output lengths forced with ignore_eos",
-        "sampling": options.sampling.model_dump(),
-        "duration_s": served["duration_s"],
-        "engine_start_s": served["engine_start_s"],
-        "gpu_memory_utilization": options.gpu_memory_utilization,
-        "num_gpu_blocks_override": options.num_gpu_blocks_override,
-        "scheduling_policy": scheduler.policy,
-        "workload": options.workload,
-    }
+async def _watch(nvml: Nvml, states: list[dict[str, Any]]) -> None:
+    """Reads clocks, power and temperature now and then, in a thread: the client must not wait for the driver."""
+    while True:
+        await asyncio.sleep(WATCH_S)
+        if state := await asyncio.to_thread(nvml.state):
+            states.append(state)
 
 
 def main(arguments: list[str]) -> int:
@@ -232,10 +100,15 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         options = load(arguments, Recording)
+        make_router(options.router, options.seed)
+        traffics = traffic(options)
         require_vllm(options.gpu.name)
+        if options.client == "http":
+            require_server()
         prepare_environment(options, in_process=False)
-        check_device(options)
-        sys.stdout.write(record(options) + "\n")
+        check_device(options, num_replicas=options.num_replicas)
+        with tempfile.TemporaryDirectory() as raw:
+            asyncio.run(record(options, traffics, Path(raw)))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2

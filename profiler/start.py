@@ -30,8 +30,8 @@ def require_vllm(gpu: str) -> None:
         raise UserError(f"the profiler measures vLLM, which is not installed here: run it on a machine with a {gpu} and `pip install vllm`")
 
 
-def check_device(profile: Profile) -> str:
-    """The device's name, when it is the kind that the profile is for.
+def check_device(profile: Profile, num_replicas: int = 1) -> str:
+    """The device's name, when it is the kind that the profile is for, and there are enough of it.
 
     Raises:
         UserError: there is no such device.
@@ -46,8 +46,10 @@ def check_device(profile: Profile) -> str:
     name: str = current_platform.get_device_name(0)
     if profile.gpu.device_name not in name:
         raise UserError(f"gpu={profile.gpu.name} is not what is here ({name}): give the gpu that is, or add it to conf/gpu")
-    if (num_gpus := current_platform.device_count()) < profile.tensor_parallel_size:
-        raise UserError(f"tensor_parallel_size={profile.tensor_parallel_size} needs as many GPUs; here are {num_gpus}")
+    wanted = profile.tensor_parallel_size * num_replicas
+    if (num_gpus := current_platform.device_count()) < wanted:
+        replicas = f"num_replicas={num_replicas} with " if num_replicas > 1 else ""
+        raise UserError(f"{replicas}tensor_parallel_size={profile.tensor_parallel_size} needs {wanted} GPUs; here are {num_gpus}")
     return name
 
 
@@ -74,7 +76,7 @@ def vllm_config(profile: Profile, *, engine_args: str = "EngineArgs") -> Any:
     import vllm.engine.arg_utils
     from vllm.usage.usage_lib import UsageContext
 
-    arguments = getattr(vllm.engine.arg_utils, engine_args)(**_arguments(profile))
+    arguments = getattr(vllm.engine.arg_utils, engine_args)(**engine_arguments(profile))
     try:
         config = arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
     except (ValueError, NotImplementedError) as error:
@@ -84,7 +86,8 @@ def vllm_config(profile: Profile, *, engine_args: str = "EngineArgs") -> Any:
     return config
 
 
-def _arguments(profile: Profile) -> dict[str, Any]:
+def engine_arguments(profile: Profile) -> dict[str, Any]:
+    """vLLM's `EngineArgs` of a profile, by name."""
     opt = profile.opt
     arguments: dict[str, Any] = {
         "model": _shape_folder(profile.model.config, opt.quantization_config),

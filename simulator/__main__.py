@@ -17,6 +17,7 @@ How many GPUs do I need to serve this reasoning model, for this traffic, within 
 CONFIG is a YAML file. Its `command` says what is done:
   plan        finds the smallest number of GPUs that meets the SLOs
   simulate    runs one service and says what its clients saw
+  crossover   compares speculative decoding with none over the batch size
 
 Any key of it can be given anew:
   python -m simulator conf/capacity_planning.yaml
@@ -51,6 +52,8 @@ def main(arguments: list[str]) -> int:
         config = load(given.config, given.overrides)
         if config.command == "plan":
             _plan(config)
+        elif config.command == "crossover":
+            _crossover(config)
         else:
             _simulate(config)
         sys.stdout.flush()
@@ -88,6 +91,12 @@ def _simulate(config: Config) -> None:
     folder = write_run(config, result, figures)
     print(run_text(config, figures, textwrap.fill(scenario.workload.description, 120)))
     print(f"\nfiles: {folder}")
+
+
+def _crossover(config: Config) -> None:
+    from simulator.crossover import write_crossover
+
+    print(write_crossover(config))
 
 
 def _plan(config: Config) -> None:

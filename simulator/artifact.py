@@ -15,6 +15,18 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Logits = Literal["trained", "dummy"]
+"""Whose logits a sampler works on, which decides how long it takes: a trained model's, or those of dummy weights."""
+
+
+def _check(coefficients: dict[str, float]) -> dict[str, float]:
+    for text, value in coefficients.items():
+        Term(text)
+        if not 0.0 <= value < float("inf"):
+            raise ValueError(f"coefficient of {text!r} is {value}; more work never takes less time: it must be 0 or more")
+    return coefficients
+
+
 class Regime(Strict):
     """Coefficients of one graph mode: nanoseconds by term, on the GPU and on the thread that launches."""
 
@@ -27,11 +39,7 @@ class Regime(Strict):
     @field_validator("gpu_ns", "launch_ns", "lead_ns")
     @classmethod
     def _physical(cls, coefficients: dict[str, float]) -> dict[str, float]:
-        for text, value in coefficients.items():
-            Term(text)
-            if not 0.0 <= value < float("inf"):
-                raise ValueError(f"coefficient of {text!r} is {value}; more work never takes less time: it must be 0 or more")
-        return coefficients
+        return _check(coefficients)
 
 
 class MemoryParts(Strict):
@@ -124,6 +132,8 @@ class Artifact(Strict):
     """Name and version, such as `vllm 0.26.0`."""
     memory: Memory
     step: dict[Literal["none", "piecewise", "full"], Regime]
+    sampling: dict[Logits, dict[str, float]] = {}
+    """Coefficients of the sampler's GPU time, nanoseconds by term, which every step has beside `step`; where empty, it is part of that."""
     overheads: Overheads
     domain: dict[str, tuple[float, float]]
     """Least and greatest measured value of each feature."""
@@ -134,6 +144,11 @@ class Artifact(Strict):
     speculation: str | None = None
     """`<method>-k<K>`, such as `eagle3-k3`: every step verifies K drafts a sequence and makes new ones."""
     provenance: Provenance
+
+    @field_validator("sampling")
+    @classmethod
+    def _physical(cls, sampling: dict[Logits, dict[str, float]]) -> dict[Logits, dict[str, float]]:
+        return {logits: _check(coefficients) for logits, coefficients in sampling.items()}
 
     @field_validator("step")
     @classmethod

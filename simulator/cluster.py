@@ -20,6 +20,7 @@ from simulator.replica import Replica, Snapshot
 from simulator.request import RequestTable
 from simulator.router import Router
 from simulator.sequence import NEVER, Sequence
+from simulator.speculation import Drafting
 from simulator.workload import Barrier, ClosedLoop, OpenLoop, Sessions
 
 NS_PER_S = 1_000_000_000
@@ -46,12 +47,19 @@ class Cluster:
     """Equal replicas, and what became of every request (sequences by row; None: not sent)."""
 
     def __init__(
-        self, env: simpy.Environment, engine: EngineConfig, cost: CostModel, replicas: int, router: Router, stride: int | None
+        self,
+        env: simpy.Environment,
+        engine: EngineConfig,
+        cost: CostModel,
+        replicas: int,
+        router: Router,
+        stride: int | None,
+        drafting: Drafting | None = None,
     ) -> None:
         self.env = env
         self.router = router
         self._engine = engine
-        self.replicas = [Replica(env, index, engine, cost, stride, self._finished) for index in range(replicas)]
+        self.replicas = [Replica(env, index, engine, cost, stride, self._finished, drafting) for index in range(replicas)]
         self.done = simpy.Event(env)
         """Happens when all requests are finished."""
         self.num_sent = 0

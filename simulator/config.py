@@ -10,13 +10,15 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from simulator.acceptance import AcceptanceSpec
 from simulator.cost import CostModel
-from simulator.engine import EngineConfig
+from simulator.engine import EngineConfig, SpeculativeConfig
 from simulator.errors import UserError
 from simulator.models import find
 from simulator.router import ROUTERS
 from simulator.simulate import Scenario
 from simulator.slo import Slos
+from simulator.speculation import Acceptance
 from simulator.workload import OpenSpec, WorkloadSpec, generate, one_line
 from simulator.workload.base import Spec
 
@@ -63,11 +65,23 @@ class OptChoice(Spec):
     speculative: dict[str, Any] | None = None
     quantization_config: dict[str, Any] | None = None
 
-    @model_validator(mode="after")
-    def _simulated(self) -> OptChoice:
-        if self.speculative:
-            raise ValueError("speculative is not simulated; opts that are: none, awq, gptq, fp8, kv_fp8, prefix_caching")
-        return self
+    @field_validator("speculative")
+    @classmethod
+    def _can_be_scheduled(cls, speculative: dict[str, Any] | None) -> dict[str, Any] | None:
+        """What else is there is the profiler's."""
+        if speculative is not None:
+            try:
+                SpeculativeConfig.model_validate({key: speculative.get(key) for key in SpeculativeConfig.model_fields})
+            except ValidationError as error:
+                raise ValueError(one_line(error, speculative, "speculative")) from None
+        return speculative
+
+    @property
+    def drafts(self) -> SpeculativeConfig | None:
+        """How the engine speculates, if it does."""
+        if self.speculative is None:
+            return None
+        return SpeculativeConfig(**{key: self.speculative[key] for key in SpeculativeConfig.model_fields})
 
 
 class ClusterConfig(Spec):
@@ -112,16 +126,26 @@ class PlanConfig(Spec):
     """Processes; null: one a core."""
 
 
+class CrossoverConfig(Spec):
+    """What `command: crossover` compares with."""
+
+    baseline: str | None = None
+    """Path of the cost model without speculation; null: the measured one."""
+    max_batch: int | None = Field(None, ge=1)
+
+
 class Config(Spec):
     """One run of `python -m simulator`."""
 
-    command: Literal["simulate", "plan"]
+    command: Literal["simulate", "plan", "crossover"]
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     """Of the folder of its results; the file's name unless given."""
     seed: int = Field(0, ge=0)
     model: ModelChoice
     gpu: GpuChoice
     opt: OptChoice = OptChoice()
+    acceptance: AcceptanceSpec = AcceptanceSpec()
+    """What the drafts of `opt.speculative` are worth on this traffic."""
     tensor_parallel_size: int = Field(1, ge=1)
     """GPUs of one replica."""
     cost_model: str | None = None
@@ -133,13 +157,14 @@ class Config(Spec):
     run: RunConfig = RunConfig()
     slo: Slos | None = None
     plan: PlanConfig = PlanConfig()
+    crossover: CrossoverConfig = CrossoverConfig()
     out: str = "results"
     """Folder that gets the folder of the results."""
 
     @field_validator("engine")
     @classmethod
     def _engine_options(cls, engine: dict[str, Any]) -> dict[str, Any]:
-        valid = sorted({*EngineConfig.model_fields, "num_gpu_blocks_override"} - {"num_gpu_blocks"})
+        valid = sorted({*EngineConfig.model_fields, "num_gpu_blocks_override"} - {"num_gpu_blocks", "speculative"})
         for key in engine:
             if key not in valid:
                 near = get_close_matches(key, valid, n=1)
@@ -165,16 +190,40 @@ class Config(Spec):
         if self.cost_model is not None:
             return Path(self.cost_model)
         name = self.model.shape or self.model.name
-        weights, kv_cache_dtype = self.opt.weights, self.opt.kv_cache_dtype
-        return find(self.gpu.name, name, weights=weights, kv_cache_dtype=kv_cache_dtype, tensor_parallel_size=self.tensor_parallel_size)
+        return find(
+            self.gpu.name,
+            name,
+            weights=self.opt.weights,
+            kv_cache_dtype=self.opt.kv_cache_dtype,
+            tensor_parallel_size=self.tensor_parallel_size,
+            speculation=None if self.opt.drafts is None else self.opt.drafts.name,
+        )
 
     def load_cost(self) -> CostModel:
         """The cost model.
 
         Raises:
-            UserError: there is none, or its file is corrupt.
+            UserError: there is none, its file is corrupt, or it was measured with other drafts.
         """
-        return CostModel.load(self.cost_model_path)
+        cost = CostModel.load(self.cost_model_path)
+        asked = None if self.opt.drafts is None else self.opt.drafts.name
+        if cost.artifact.speculation != asked:
+            measured = cost.artifact.speculation or "no speculation"
+            raise UserError(f"cost model {self.cost_model_path}: measured with {measured}, opt has {asked or 'none'}")
+        return cost
+
+    def without_speculation(self) -> Config:
+        """The same without drafts."""
+        opt = self.opt.model_copy(update={"speculative": None})
+        return self.model_copy(update={"opt": opt, "cost_model": self.crossover.baseline})
+
+    def accepted(self) -> Acceptance | None:
+        """How many drafts are accepted; None without speculation.
+
+        Raises:
+            UserError: that is not known.
+        """
+        return None if self.opt.drafts is None else self.acceptance.resolve(self.opt.drafts)
 
     def engine_config(self, cost: CostModel) -> EngineConfig:
         """The engine: the options given, and for the rest what held when `cost` was measured.
@@ -186,7 +235,8 @@ class Config(Spec):
         given = {key: value for key, value in self.engine.items() if value is not None}
         blocks = given.pop("num_gpu_blocks_override", memory.num_gpu_blocks)
         measured = {name: getattr(memory, name) for name in ("block_size", "max_model_len", "max_num_batched_tokens", "max_num_seqs")}
-        options = {**measured, "enable_prefix_caching": self.opt.enable_prefix_caching, **given, "num_gpu_blocks": blocks}
+        from_opt = {"enable_prefix_caching": self.opt.enable_prefix_caching}
+        options = {**measured, **from_opt, **given, "num_gpu_blocks": blocks, "speculative": self.opt.drafts}
         try:
             return EngineConfig.model_validate(options)
         except ValidationError as error:
@@ -214,6 +264,7 @@ class Config(Spec):
             stride=run.stride,
             horizon_s=run.horizon_s,
             sample_s=run.sample_s,
+            acceptance=self.accepted(),
         )
 
 

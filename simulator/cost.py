@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
 
-from simulator.artifact import Artifact, Memory, Overheads, Provenance, Regime
+from simulator.artifact import Artifact, Logits, Memory, Overheads, Provenance, Regime
 from simulator.engine import GraphMode
 from simulator.errors import UserError
-from simulator.features import Column, StepFeatures, Term
+from simulator.features import TABLED, Column, StepFeatures, Term
 
 
 class _Sum:
@@ -20,16 +22,15 @@ class _Sum:
 
     def __init__(self, coefficients: dict[str, float]) -> None:
         terms = [(Term(text), value) for text, value in coefficients.items()]
-        self.table = [(term.of, value) for term, value in terms if term.tabular]
-        self.still = [(term.of, value) for term, value in terms if not term.moves and not term.tabular]
+        self.tables = [_Table(name, [(term.of, value) for term, value in terms if term.table == name]) for name in sorted(TABLED)]
+        self.still = [(term.of, value) for term, value in terms if not term.moves and term.table is None]
         self.moving = [(term.of, value) for term, value in terms if term.moves]
-        self._by_padded_tokens: dict[int, float] = {}
 
     def still_ns(self, features: StepFeatures) -> Column:
-        """Of one step. What depends on the padded batch alone is a long sum over few values: remembered."""
-        total = self._by_padded_tokens.get(features.padded_tokens)
-        if total is None:
-            total = self._by_padded_tokens[features.padded_tokens] = sum((value * of(features) for of, value in self.table), 0.0)
+        """Of one step."""
+        total: Column = 0.0
+        for table in self.tables:
+            total = total + table.ns(features)
         for term_of, value in self.still:
             total = total + value * term_of(features)
         return total
@@ -42,6 +43,22 @@ class _Sum:
         return total
 
 
+class _Table:
+    """The terms that one feature decides: a long sum over few values, remembered."""
+
+    def __init__(self, name: str, terms: list[tuple[Callable[[StepFeatures], Column], float]]) -> None:
+        self._read = attrgetter(name)
+        self._terms = terms
+        self._known: dict[int, float] = {}
+
+    def ns(self, features: StepFeatures) -> float:
+        key = self._read(features) if self._terms else 0
+        total = self._known.get(key)
+        if total is None:
+            total = self._known[key] = sum((value * of(features) for of, value in self._terms), 0.0)
+        return total
+
+
 class CostModel:
     """Step times of one model on one GPU under one optimization.
 
@@ -51,26 +68,29 @@ class CostModel:
         10000000
     """
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, logits: Logits = "trained") -> None:
+        """`logits`: whose the sampler's time is; a trained model's, unless a trace with dummy weights is replayed."""
         self.artifact = artifact
-        self._gpu = [_Sum(artifact.step[_mode_name(mode)].gpu_ns) for mode in GraphMode]
+        self.logits = logits
+        sampling = artifact.sampling.get(logits, {})
+        self._gpu = [_Sum(_added(artifact.step[_mode_name(mode)].gpu_ns, sampling)) for mode in GraphMode]
         self._launch = [_Sum(artifact.step[_mode_name(mode)].launch_ns) for mode in GraphMode]
         self._lead = [_Sum(artifact.step[_mode_name(mode)].lead_ns) for mode in GraphMode]
         self._still_cache: list[dict[tuple[int, int], float]] = [{} for _ in GraphMode]
 
-    def __reduce__(self) -> tuple[type[CostModel], tuple[Artifact]]:
+    def __reduce__(self) -> tuple[type[CostModel], tuple[Artifact, Logits]]:
         # Its terms are closures, which do not travel to other processes; the artifact does.
-        return CostModel, (self.artifact,)
+        return CostModel, (self.artifact, self.logits)
 
     @classmethod
-    def load(cls, path: Path) -> CostModel:
+    def load(cls, path: Path, logits: Logits = "trained") -> CostModel:
         """Reads and checks an artifact.
 
         Raises:
             UserError: the file is missing, is not JSON, or breaks the schema.
         """
         try:
-            return cls(Artifact.model_validate(json.loads(path.read_text())))
+            return cls(Artifact.model_validate(json.loads(path.read_text())), logits)
         except FileNotFoundError:
             raise UserError(f"cost model {path}: no such file") from None
         except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
@@ -120,6 +140,10 @@ class CostModel:
         if still is None:
             still = cache[key] = sums.still_ns(features)
         return still
+
+
+def _added(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    return {term: a.get(term, 0.0) + b.get(term, 0.0) for term in dict.fromkeys([*a, *b])}
 
 
 def _whole_ns(ns: Column) -> Any:

@@ -40,12 +40,14 @@ def _lasting(rows: NDArray[np.int64], low_ns: int, high_ns: int) -> tuple[NDArra
 def _steps_above(rows: NDArray[np.int64], name: str, limit: float) -> NDArray[np.int64]:
     """int64[rows]: steps whose feature exceeds `limit`; within a stretch contexts grow by one token a step and sequence."""
     first_step, steps, prefill_seqs, prefill_tokens, decode_seqs, intercept_sum, intercept_max = rows.T[:7]
+    verify_tokens = rows[:, 10]
     none: NDArray[np.int64] = np.zeros_like(steps)
     lines = {
         "prefill_seqs": (prefill_seqs, none),
         "prefill_tokens": (prefill_tokens, none),
         "decode_seqs": (decode_seqs, none),
-        "tokens": (prefill_tokens + decode_seqs, none),
+        "verify_tokens": (verify_tokens, none),
+        "tokens": (prefill_tokens + decode_seqs + verify_tokens, none),
         "decode_context_tokens": (intercept_sum + decode_seqs * first_step, decode_seqs),
         "decode_context_max_tokens": (intercept_max + first_step, np.ones_like(steps)),
     }

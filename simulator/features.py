@@ -48,12 +48,20 @@ class StepFeatures(NamedTuple):
         """Tokens of the batch before padding."""
         return self.prefill_tokens + self.decode_seqs + self.verify_tokens
 
+    @property
+    def sampled_tokens(self) -> Column:
+        """Positions whose logits are computed: one a sequence, chunks that do not end their prompt included, and one a draft."""
+        return self.prefill_seqs + self.decode_seqs + self.verify_tokens
+
 
 MOVING = frozenset({"decode_context_tokens", "decode_context_max_tokens"})
 """Features that change from one step of a steady decode to the next; all others stay."""
 
+TABLED = frozenset({"padded_tokens", "sampled_tokens"})
+"""Features with tables of times: long sums over few values."""
+
 _FACTOR = re.compile(r"(?P<name>[a-z_]+)(\[(?P<low>\d+)?:((?P<peak>\d+):)?(?P<high>\d+)?\])?")
-_NAMES = (*StepFeatures._fields, "tokens", "one")
+_NAMES = (*StepFeatures._fields, "tokens", "sampled_tokens", "one")
 
 
 class Factor(NamedTuple):
@@ -124,8 +132,9 @@ class Term:
         factors = [Factor.parse(part) for part in text.split("*")]
         self.moves = any(factor.name in MOVING for factor in factors)
         """Whether the value changes within a steady decode."""
-        self.tabular = all(factor.name in ("one", "padded_tokens") for factor in factors)
-        """Whether the value follows from the padded batch alone."""
+        names = {factor.name for factor in factors} - {"one"}
+        self.table = names.pop() if len(names) == 1 and names <= TABLED else None
+        """The feature, one of `TABLED`, that alone decides the value; None: there is no such one."""
         self.of = reduce(_product, (factor.reader() for factor in factors))
         """Value of the term, from `StepFeatures`: a number, or shape (k,)."""
 

@@ -152,7 +152,8 @@ def demand_of(question: Question) -> tuple[Demand, str]:
         rate = question.workload.rate
     else:
         rate = (len(arrival_ns) - 1) / max(float(arrival_ns[-1] - arrival_ns[0]) / NS_PER_S, 1 / NS_PER_S)
-    return Demand(workload.requests, rate, question.engine, question.cost), workload.description.rpartition("; ")[0]
+    per_step = 1.0 if question.acceptance is None else question.acceptance.tokens_per_step
+    return Demand(workload.requests, rate, question.engine, question.cost, per_step), workload.description.rpartition("; ")[0]
 
 
 def _impossible(question: Question, demand: Demand) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from simulator.chunklog import ChunkLog
 from simulator.clock import EngineClock, steady_ends
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
@@ -18,8 +19,10 @@ from simulator.events import STEP_END, Instant
 from simulator.features import StepFeatures
 from simulator.scheduler import Scheduler
 from simulator.sequence import NEVER, Sequence
+from simulator.speculation import Drafting
 from simulator.steplog import StepLog
 from simulator.stepplan import StepPlan
+from simulator.verify import VerifyScheduler
 
 Int64 = NDArray[np.int64]
 
@@ -54,6 +57,7 @@ class Replica:
         cost: CostModel,
         stride: int | None,
         on_finish: Callable[[Sequence], None],
+        drafting: Drafting | None = None,
     ) -> None:
         overheads = cost.artifact.overheads
         self.env = env
@@ -61,8 +65,14 @@ class Replica:
         self.engine = engine
         self.cost = cost
         self.stride = LONGEST_REACH if stride is None else min(stride, LONGEST_REACH)
-        self.log = StepLog(self._regenerate)
-        self.scheduler = Scheduler(engine, self.log)
+        self.log: StepLog
+        self.scheduler: Scheduler
+        if drafting is None:
+            self.log = StepLog(self._regenerate)
+            self.scheduler = Scheduler(engine, self.log)
+        else:
+            self.log = ChunkLog()
+            self.scheduler = VerifyScheduler(engine, self.log, drafting)
         self.clock = EngineClock(overheads.schedule_ns)
         self.outstanding = 0
         """Requests routed here and not finished."""
@@ -108,7 +118,7 @@ class Replica:
         held = scheduler.pool.held_blocks
         if self._cut > 1:
             passed = min(bisect_right(self._ends, self.now_ns, 0, self._cut), self._cut - 1)
-            held += scheduler.decode.blocks_due(scheduler.step + 1, passed)
+            held += scheduler.blocks_ahead(passed)
         tokens = scheduler.in_flight[0].tokens if scheduler.in_flight else 0
         return Snapshot(held, len(scheduler.running), len(scheduler.waiting) + len(self._inbox), tokens)
 
@@ -185,7 +195,10 @@ class Replica:
             self._gpu_ends = [plans[-1].gpu_end_ns]
             return
         plan = plans[-1]
-        gpu_ns = self._steady_gpu_ns(plan.step + 1, steps - 1, plan.decode_seqs, plan.intercept_sum, plan.intercept_max)
+        if isinstance(scheduler, VerifyScheduler):
+            gpu_ns = self._verifying_gpu_ns(steps - 1, plan, *scheduler.contexts_ahead(steps - 1))
+        else:
+            gpu_ns = self._steady_gpu_ns(plan.step + 1, steps - 1, plan.decode_seqs, plan.intercept_sum, plan.intercept_max)
         self._gpu_ns = gpu_ns
         schedule_ns = self.clock.schedule_ns
         self._ends, self._gpu_ends = steady_ends(
@@ -206,6 +219,11 @@ class Replica:
         gpu_ns = self.cost.gpu_ns(StepFeatures(0, 0, 0, 0, decode_seqs, context, longest, 0, padded, mode))
         return gpu_ns if isinstance(gpu_ns, np.ndarray) else np.full(steps, gpu_ns)
 
+    def _verifying_gpu_ns(self, steps: int, plan: StepPlan, context: Int64, longest: Int64) -> Int64:
+        padded, mode = self.engine.graphs.pad(plan.tokens, True)
+        gpu_ns = self.cost.gpu_ns(StepFeatures(0, 0, 0, 0, plan.decode_seqs, context, longest, plan.verify_tokens, padded, mode))
+        return gpu_ns if isinstance(gpu_ns, np.ndarray) else np.full(steps, gpu_ns)
+
     def _regenerate(
         self, first_step: int, steps: int, decode_seqs: int, intercept_sum: int, intercept_max: int, first_ns: int, next_gpu_end_ns: int
     ) -> Int64:
@@ -219,6 +237,9 @@ class Replica:
 
     def _log_steps(self, plan: StepPlan, steps: int) -> None:
         ends = self._ends
+        if steps > 1 and isinstance(self.scheduler, VerifyScheduler):
+            self._log_one_by_one(self.scheduler, steps)
+            return
         self.log.add(
             plan.step,
             steps,
@@ -230,7 +251,24 @@ class Replica:
             int(ends[0]),
             int(self._gpu_ends[0]),
             int(ends[steps - 1]),
+            plan.verify_tokens,
         )
+
+    def _log_one_by_one(self, scheduler: VerifyScheduler, steps: int) -> None:
+        """Steps that emit now more, now less follow no line: each is a row of its own."""
+        plans = scheduler.in_flight
+        sums, maxima = (contexts.tolist() for contexts in scheduler.contexts_ahead(steps - 1))
+        for offset in range(steps):
+            step = plans[0].step + offset
+            if offset < len(plans):
+                intercepts = plans[offset].intercept_sum, plans[offset].intercept_max
+            else:
+                ahead = offset - len(plans)
+                intercepts = sums[ahead] - plans[0].decode_seqs * step, maxima[ahead] - step
+            end_ns = int(self._ends[offset])
+            self.log.add(
+                step, 1, 0, 0, plans[0].decode_seqs, *intercepts, end_ns, int(self._gpu_ends[offset]), end_ns, plans[0].verify_tokens
+            )
 
     def _commit(self) -> None:
         steps, now = self._cut, self.now_ns

@@ -87,10 +87,16 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
         ("simulated", _simulated(plan)),
         ("traffic", traffic(plan)),
         ("step times", _step_times(plan)),
+        ("drafts", _drafts(plan)),
         ("extrapolated", _extrapolated(plan)),
     ]
     found.append(("beware", "; ".join(_caveats(plan))))
     return [(label, sentence) for label, sentence in found if sentence]
+
+
+def _drafts(plan: Plan) -> str:
+    speculative, acceptance = plan.question.engine.speculative, plan.question.acceptance
+    return "" if speculative is None or acceptance is None else f"{speculative.name}: {acceptance.in_words()}"
 
 
 def table(plan: Plan) -> list[list[str]]:

@@ -323,6 +323,10 @@ class Scheduler:
             return 1
         return 1 + self.decode.steps_within(self.pool.free_blocks, self.step + 1, unplanned)
 
+    def blocks_ahead(self, steps: int) -> int:
+        """Blocks that the next `steps` steps of a steady decode take."""
+        return self.decode.blocks_due(self.step + 1, steps)
+
     def _next_finish(self) -> int:
         steps = self._finish_steps
         while not self._finishing.get(steps[0]):

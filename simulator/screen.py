@@ -22,6 +22,9 @@ def run_text(config: Config, figures: Mapping[str, Any], description: str) -> st
         figures: those of `summary.summary`, and `outside_domain`.
         description: of the workload, one line.
     """
+    drafts, acceptance = config.opt.drafts, config.accepted()
+    if drafts is not None and acceptance is not None:
+        description += f"\ndrafts: {drafts.name}, {acceptance.in_words()}"
     parts = [_headline(config, figures), description, _latency_table(figures), _facts(figures)]
     if figures.get("slo"):
         parts.append("\n".join(_slo_line(outcome) for outcome in figures["slo"]))

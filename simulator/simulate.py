@@ -16,6 +16,7 @@ from simulator.errors import UserError
 from simulator.request import RequestTable
 from simulator.router import make_router
 from simulator.sequence import NEVER
+from simulator.speculation import Acceptance, Drafting
 from simulator.steplog import StepLog
 from simulator.workload import Workload
 
@@ -39,6 +40,8 @@ class Scenario:
     """The run ends here, or when all requests are finished."""
     sample_s: float = 1.0
     """Distance of the timeline's samples."""
+    acceptance: Acceptance | None = None
+    """What the drafts of `engine.speculative` are worth on this traffic."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +86,8 @@ def simulate(scenario: Scenario, on_progress: Callable[[int, int], None] | None 
     _check(scenario)
     env = simpy.Environment(initial_time=0)  # an integer clock, nanoseconds
     router = make_router(scenario.router, scenario.seed)
-    cluster = Cluster(env, scenario.engine, scenario.cost, scenario.num_replicas, router, scenario.stride)
+    drafting = None if scenario.acceptance is None else Drafting(scenario.acceptance, scenario.seed)
+    cluster = Cluster(env, scenario.engine, scenario.cost, scenario.num_replicas, router, scenario.stride, drafting)
     workload = scenario.workload
     cluster.serve(workload.requests, workload.loop)
     cluster.observe(round(scenario.sample_s * NS_PER_S), on_progress)
@@ -102,6 +106,12 @@ def _check(scenario: Scenario) -> None:
         raise UserError(f"stride is {scenario.stride}; it must be at least 1")
     if scenario.sample_s <= 0 or (scenario.horizon_s is not None and scenario.horizon_s <= 0):
         raise UserError("sample_s and horizon_s must be greater than 0")
+    if (engine.speculative is None) != (scenario.acceptance is None):
+        raise UserError("engine.speculative and acceptance: give both or neither")
+    if scenario.acceptance is not None and len(scenario.acceptance.rates) != engine.decode_query_len - 1:
+        raise UserError(
+            f"acceptance has rates for {len(scenario.acceptance.rates)} drafts, num_speculative_tokens is {engine.decode_query_len - 1}"
+        )
     too_long = requests.prompt_tokens + requests.output_tokens > engine.max_model_len
     if too_long.any():
         row = int(too_long.argmax())
@@ -145,9 +155,10 @@ def _read_logs(requests: RequestTable, logs: list[StepLog]) -> tuple[Int64, Int6
     n = len(requests)
     emitted, visible_ns = np.zeros(n, np.int64), np.full(n, NEVER, np.int64)
     for log in logs:
-        row, token, first_step, last_step = log.segments.T
-        np.maximum.at(emitted, row, token + last_step - first_step)
+        row, token, _, _ = log.segments.T
+        last_token = log.last_tokens
+        np.maximum.at(emitted, row, last_token)
         wanted = requests.visible_token[row]
-        within = (token <= wanted) & (wanted <= token + last_step - first_step)
-        visible_ns[row[within]] = log.end_ns(first_step[within] + wanted[within] - token[within])
+        within = np.flatnonzero((token <= wanted) & (wanted <= last_token))
+        visible_ns[row[within]] = log.end_ns(log.steps_of(within, wanted[within]))
     return emitted, visible_ns

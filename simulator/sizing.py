@@ -46,6 +46,8 @@ class Demand:
     rate: float
     engine: EngineConfig
     cost: CostModel
+    tokens_per_step: float = 1.0
+    """That a decoding sequence emits on average: more than one with speculation. What is said of a step is said of a token then."""
 
     @cached_property
     def output_tokens_per_s(self) -> float:
@@ -82,11 +84,12 @@ class Demand:
 
     def _decode_ns(self, running: float, context: float, longest: float) -> float:
         seqs = int(np.ceil(running))
-        padded, mode = self.engine.graphs.pad(seqs, True)
+        padded, mode = self.engine.graphs.pad(seqs * self.engine.decode_query_len, True)
         features = StepFeatures(
             decode_seqs=seqs,
             decode_context_tokens=running * context,
             decode_context_max_tokens=longest,
+            verify_tokens=seqs * (self.engine.decode_query_len - 1),
             padded_tokens=padded,
             graph_mode=mode,
         )
@@ -94,7 +97,8 @@ class Demand:
         lead_ns, launch_ns = self.cost.launch_ns(features)
         gpu_ns, lead_ns, cpu_ns = int(self.cost.gpu_ns(features)), overheads.schedule_ns + lead_ns, overheads.schedule_ns + launch_ns
         # With two steps in flight the shorter of GPU and CPU hides behind the longer.
-        return max(gpu_ns, cpu_ns) if self.engine.depth == 2 else max(gpu_ns + lead_ns, cpu_ns)
+        step_ns = max(gpu_ns, cpu_ns) if self.engine.depth == 2 else max(gpu_ns + lead_ns, cpu_ns)
+        return step_ns / self.tokens_per_step
 
     @cached_property
     def prefill_s(self) -> Float64:
@@ -137,7 +141,7 @@ class Demand:
             "ttft": (ttft_s, always),
             "ttfvt": (ttft_s + (requests.visible_token - 1) * tpot_s, requests.visible_token <= requests.output_tokens),
             "tpot": (tpot_s, more),
-            "itl": (tpot_s, more),
+            "itl": (tpot_s * self.tokens_per_step, more),
             "e2e": (ttft_s + (requests.output_tokens - 1) * tpot_s, always),
         }
 

@@ -24,6 +24,7 @@ ROW = (
     "first_end_ns",
     "next_gpu_end_ns",
     "last_end_ns",
+    "verify_tokens",
 )
 """Columns of a row. The times are those of `clock.steady_ends`."""
 
@@ -66,6 +67,24 @@ class StepLog:
         whole = np.column_stack([segments[:, :3], cut])
         return np.ascontiguousarray(whole[whole[:, 2] <= whole[:, 3]])
 
+    @property
+    def last_tokens(self) -> Int64:
+        """int64[segments]: the number of the last token in each segment."""
+        _, token, first_step, last_step = self.segments.T
+        last: Int64 = token + last_step - first_step
+        return last
+
+    def steps_of(self, segments: Int64, tokens: Int64) -> Int64:
+        """int64[m]: the steps in which the given segments (by index) emitted the given tokens."""
+        _, token, first_step, _ = self.segments[segments].T
+        steps: Int64 = first_step + tokens - token
+        return steps
+
+    def emitted_before(self, step: int) -> int:
+        """Tokens emitted in steps before `step`."""
+        _, _, first_step, last_step = self.segments.T
+        return int(np.maximum(np.minimum(last_step, step - 1) - first_step + 1, 0).sum())
+
     def iter_ends(self, steps_at_once: int = 1 << 18) -> Iterator[tuple[int, Int64]]:
         """Yields (first step, int64[m] ends in nanoseconds) in pieces of about `steps_at_once` steps, without gaps."""
         first, piece, size = 0, [], 0
@@ -79,7 +98,7 @@ class StepLog:
             yield first, np.concatenate(piece)
 
     def _ends(self, row: list[int]) -> Int64:
-        first_step, steps, _, _, decode_seqs, intercept_sum, intercept_max, first_end_ns, next_gpu_end_ns, _ = row
+        first_step, steps, _, _, decode_seqs, intercept_sum, intercept_max, first_end_ns, next_gpu_end_ns = row[:9]
         if steps == 1 or self._regenerate is None:
             return np.array([first_end_ns])
         return self._regenerate(first_step, steps, decode_seqs, intercept_sum, intercept_max, first_end_ns, next_gpu_end_ns)

@@ -22,6 +22,7 @@ class StepPlan:
         "preempted",
         "prefill_tokens",
         "step",
+        "verify_tokens",
     )
 
     def __init__(self, step: int) -> None:
@@ -34,6 +35,7 @@ class StepPlan:
         self.preempted: list[Sequence] = []
         self.prefill_tokens = 0
         self.decode_seqs = 0
+        self.verify_tokens = 0
         self.intercept_sum = 0
         self.intercept_max = 0
         self.epoch = NEVER

@@ -98,11 +98,7 @@ def _throughput(result: Result, slos: Slos | None, window: Window | None) -> dic
 
 def _emitted(result: Result, upto_ns: int) -> int:
     """Tokens that steps ending before `upto_ns` emitted."""
-    total = 0
-    for log in result.logs:
-        _, _, first, last = log.segments.T
-        total += int(np.maximum(np.minimum(last, _steps_before(log, upto_ns) - 1) - first + 1, 0).sum())
-    return total
+    return sum(log.emitted_before(_steps_before(log, upto_ns)) for log in result.logs)
 
 
 def _steps_before(log: StepLog, upto_ns: int) -> int:

@@ -16,6 +16,7 @@ from simulator.metrics import Latency, SloOutcome, judge, latencies
 from simulator.simulate import Result, Scenario, simulate
 from simulator.sizing import Demand
 from simulator.slo import Slos
+from simulator.speculation import Acceptance
 from simulator.steady import Period
 from simulator.underway import Start, begin
 from simulator.workload import BarrierSpec, ClosedSpec, ReplaySpec, Workload, WorkloadSpec, generate
@@ -45,6 +46,8 @@ class Question:
     """Runs of every candidate, each with traffic of its own; all candidates see the same. More where it is close."""
     max_gpus: int = 64
     confidence: float = 0.95
+    acceptance: Acceptance | None = None
+    """Of drafts, where the engine speculates."""
     measured_s: float | None = None
     """Steady state that each run measures; None: as long as the answer needs."""
 
@@ -69,6 +72,7 @@ class Question:
             engine=config.engine_config(cost),
             cost=cost,
             slos=config.slo,
+            acceptance=config.accepted(),
             router=config.cluster.router,
             seed=config.seed,
             num_seeds=options.num_seeds,
@@ -154,6 +158,7 @@ def run_trial(question: Question, demand: Demand, period: Period, num_replicas: 
         seed=seed,
         horizon_s=start.lead_s + period.end_s,
         sample_s=max(1.0, period.end_s / SAMPLES),
+        acceptance=question.acceptance,
     )
     return _reduce(question.slos, period, start, simulate(scenario), seed)
 

@@ -9,22 +9,31 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from simulator.config import CONF, compose_file
+from simulator.config import CONF, Config, compose_file, load
 from simulator.errors import UserError
-from validation.compare import as_json, as_text, compare
+from simulator.workload import one_line
+from validation.compare import compare
+from validation.judged import Judged, overview
+from validation.page import write_page
+from validation.repeat import repeatability
 from validation.replay import Recording, Replay, replay, write_prediction
+from validation.split import split
 
 TRACES = Path(__file__).resolve().parent / "traces"
 
 USAGE = """\
-usage: python -m validation [key=value …]                        replays measured traces and prints the errors
+usage: python -m validation [key=value …]                        replays measured traces, prints the errors, writes a report
        python -m validation predict trace=PATH out=DIR [key=value …]   predicts a trace without reading its latencies
+       python -m validation decision [key=value …]              predicts the highest rate within the SLOs, says what to record
+       python -m validation decision judge out=DIR              holds the recorded runs against it (conf/decision.yaml)
+       python -m validation import bench=RESULT.json out=DIR [key=value …]   makes a trace of what `vllm bench serve --save-result
+                                                                --save-detailed` saw; keys are those of conf/replay.yaml: model, opt …
 
   trace=PATH         a folder in the measured-trace format, or [A,B]; default: all of validation/traces
   format=text|json   json: one object on stdout for one trace, a list for several
   cost_model=PATH    instead of the shipped one of the trace's GPU, model, weights, KV dtype and TP
-  router=NAME        in front of a trace of several replicas (default: round_robin); seed=N for router=random
-  out=DIR            predict: where requests.parquet and summary.json go
+  router=NAME        in front of a trace of several replicas (default: the trace's own, else round_robin); seed=N for router=random
+  out=DIR            where predictions (requests.parquet and summary.json) and report.html go (default: results/validation)
 
 Errors are signed and relative: simulated / measured − 1. The defaults are in conf/validation.yaml."""
 
@@ -36,10 +45,15 @@ class Settings(BaseModel):
 
     trace: Path | list[Path] | None
     cost_model: Path | None
-    router: str
+    router: str | None
     seed: int
     format: Literal["text", "json"]
     out: Path | None
+
+    @property
+    def folder(self) -> Path:
+        """Where predictions and the report go."""
+        return self.out or Path("results") / "validation"
 
     @property
     def traces(self) -> list[Path]:
@@ -72,6 +86,9 @@ def main(arguments: list[str]) -> int:
         return 0
     predicting = arguments[:1] == ["predict"]
     try:
+        if arguments[:1] in (["decision"], ["import"]):
+            print(_decide(arguments[1:]) if arguments[0] == "decision" else _import(arguments[1:]))
+            return 0
         settings = Settings.load(arguments[1:] if predicting else arguments)
         if predicting:
             _predict(settings)
@@ -81,6 +98,33 @@ def main(arguments: list[str]) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _decide(arguments: list[str]) -> str:
+    from validation.decision import Options, judge, predict
+
+    judging = arguments[:1] == ["judge"]
+    composed = compose_file(CONF / "decision.yaml", arguments[1:] if judging else arguments)
+    out, options = Path(composed["out"]), composed.pop("decision")
+    if judging:
+        return judge(out)
+    composed |= {"command": "plan", "name": "decision"}
+    try:
+        return predict(Config.model_validate(composed), Options.model_validate(options), out)
+    except ValidationError as error:
+        wrong = options if error.title == Options.__name__ else composed
+        raise UserError(one_line(error, wrong, "decision" if wrong is options else "conf/decision.yaml")) from None
+
+
+def _import(arguments: list[str]) -> str:
+    from validation.bench_serve import import_bench
+
+    given = dict(argument.split("=", 1) for argument in arguments if argument.startswith(("bench=", "out=")))
+    if len(given) < 2:
+        raise UserError("import needs a result and a folder to write to: python -m validation import bench=RESULT.json out=DIR")
+    others = [argument for argument in arguments if not argument.startswith(("bench=", "out="))]
+    number = import_bench(Path(given["bench"]), load(CONF / "replay.yaml", others), Path(given["out"]))
+    return f"{number} requests; {given['out']}"
 
 
 def _replay(settings: Settings, folder: Path) -> Replay:
@@ -96,15 +140,32 @@ def _predict(settings: Settings) -> None:
 
 
 def _compare(settings: Settings) -> None:
-    if settings.out is not None:
-        raise UserError("out is where predictions go: python -m validation predict trace=PATH out=DIR")
-    comparisons = (compare(_replay(settings, folder)) for folder in settings.traces)
-    if settings.format == "text":
-        for number, comparison in enumerate(comparisons):
-            print("\n" * (number > 0) + as_text(comparison))
+    judged, refused = _judge(settings)
+    if settings.format == "json":
+        objects: list[dict[str, Any]] = [each.json() for each in judged]
+        print(json.dumps(objects[0] if len(settings.traces) == 1 else objects, indent=1, ensure_ascii=False))
         return
-    objects: list[dict[str, Any]] = [as_json(comparison) for comparison in comparisons]
-    print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=1, ensure_ascii=False))
+    print(judged[0].text() if len(settings.traces) == 1 else overview(judged, refused))
+    print(f"\nreport: {write_page(judged, refused, settings.folder)}")
+
+
+def _judge(settings: Settings) -> tuple[list[Judged], list[str]]:
+    """Every prediction is written before any measured latency is read. Of several traces those that cannot be replayed are named."""
+    replays, refused = [], []
+    for folder in settings.traces:
+        try:
+            replays.append(_replay(settings, folder))
+        except UserError as error:
+            if len(settings.traces) == 1:
+                raise
+            refused.append(f"{folder.name}: {error}")
+    if not replays:
+        raise UserError(f"no trace could be replayed; the first: {refused[0]}" if refused else "there are no traces in validation/traces")
+    for each in replays:
+        write_prediction(each, settings.folder / each.recording.meta.name)
+    comparisons = [compare(each) for each in replays]
+    again = repeatability(comparisons)
+    return [Judged(each, split(each), distance) for each, distance in zip(comparisons, again, strict=True)], refused
 
 
 if __name__ == "__main__":

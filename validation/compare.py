@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.errors import UserError
+from simulator.itl import inter_token_latency
 from simulator.workload.base import NS_PER_S
-from validation.replay import STATISTICS, Replay, duration, quantiles, shown, tpot
+from validation.intervals import STATISTICS, Interval, intervals
+from validation.measured import at_times, measured_requests, measured_steps
+from validation.replay import Replay, duration, quantiles, tpot
 
 Float64 = NDArray[np.float64]
+Columns = dict[str, Float64]
 
-LATENCIES = ("ttft_s", "e2e_s")
-OPTIONAL_LATENCIES = ("itl_p50_s", "itl_p99_s", "itl_max_s")
 LABELS = {
     "e2e_s": "E2E",
     "tpot_s": "TPOT",
@@ -28,6 +27,7 @@ LABELS = {
     "kv_usage": "KV usage over time",
 }
 """Rows of the table in their order."""
+PER_REQUEST = ("e2e_s", "tpot_s", "ttft_s")
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,47 @@ class Row:
 
     measured: dict[str, float]
     errors: dict[str, float | None]
+    intervals: dict[str, Interval | None]
 
 
 @dataclass(frozen=True)
+class Preempted:
+    """How often requests were preempted, and which."""
+
+    simulated: int
+    measured: int | None
+    """None: the trace has no steps."""
+    both: int | None
+    """Requests preempted in both; None: the trace does not say which were. So the other two."""
+    only_measured: int | None
+    only_simulated: int | None
+
+
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """All errors of one trace."""
 
     replay: Replay
+    measured: Columns
+    """float64[n] by name, in the order of arrival; so `simulated`."""
+    simulated: Columns
+    steps: pd.DataFrame | None
     rows: dict[str, Row]
     """By the keys of `LABELS`, as far as they were measured."""
     totals: dict[str, tuple[float, float]]
-    """(simulated, measured) of `duration_s`, `output_tokens_per_s` and, unless it was set by hand, `num_gpu_blocks`."""
-    mean_abs_e2e_error: float
-    """Mean over requests of |simulated / measured − 1|."""
-    preemptions: tuple[int, int | None]
-    """(simulated, measured); None: the trace has no steps."""
+    """(simulated, measured) of `duration_s`, `output_tokens_per_s`, `itl_p99_s` and `itl_max_s` of all tokens where there are steps,
+    and, unless it was set by hand, `num_gpu_blocks`."""
+    mean_abs: dict[str, float]
+    """Mean over requests of |simulated / measured − 1|, by `PER_REQUEST`."""
+    kv_usage_mean_abs: float | None
+    """Mean over time of |simulated − measured| share of the pool."""
+    preemptions: Preempted
+
+    @property
+    def average_abs(self) -> float:
+        """Mean of |error| over mean, p50, p90 and p99 of E2E and TPOT: one figure for a trace."""
+        errors = [error for name in ("e2e_s", "tpot_s") if name in self.rows for error in self.rows[name].errors.values()]
+        return float(np.mean([abs(error) for error in errors if error is not None]))
 
 
 def compare(replay: Replay) -> Comparison:
@@ -60,134 +86,88 @@ def compare(replay: Replay) -> Comparison:
         UserError: the trace has none.
     """
     recording, result = replay.recording, replay.result
-    measured = _measured_requests(recording.folder, result.requests.request_id)
-    simulated = {name: column for name, column in replay.columns().items() if name in LABELS}
-    output_tokens = result.requests.output_tokens
+    measured = measured_requests(recording.folder, result.requests.request_id)
+    simulated = {name: np.asarray(column, np.float64) for name, column in replay.columns().items() if name in (*LABELS, "preemptions")}
+    output_tokens, arrival_s = result.requests.output_tokens, result.requests.arrival_ns / NS_PER_S
     for columns in (measured, simulated):
         columns["tpot_s"] = tpot(columns["ttft_s"], columns["e2e_s"], output_tokens)
-    steps = _measured_steps(recording.folder)
-    if steps is not None and len(result.timeline.time_ns):
-        measured["kv_usage"], simulated["kv_usage"] = _kv_usage(replay, steps)
-    rows = {name: row for name in LABELS if name in measured and (row := _row(simulated[name], measured[name]))}
-    arrival_s = result.requests.arrival_ns / NS_PER_S
-    simulated_s, measured_s = duration(arrival_s, simulated["e2e_s"]), duration(arrival_s, measured["e2e_s"])
-    tokens = float(output_tokens.sum())
-    totals = {"duration_s": (simulated_s, measured_s), "output_tokens_per_s": (tokens / simulated_s, tokens / measured_s)}
-    if recording.meta.num_gpu_blocks_override is None:
-        totals["num_gpu_blocks"] = (result.scenario.engine.num_gpu_blocks, recording.meta.engine.num_gpu_blocks)
+    steps = measured_steps(recording.folder)
+    rows = {
+        name: row for name in LABELS if name in measured and (row := _row(simulated[name], measured[name], arrival_s, measured["e2e_s"]))
+    }
+    usage = _kv_usage(replay, steps) if steps is not None and len(result.timeline.time_ns) else None
+    if usage is not None and (row := _row(usage[1], usage[0], None, None)):
+        rows["kv_usage"] = row
     return Comparison(
         replay=replay,
+        measured=measured,
+        simulated=simulated,
+        steps=steps,
         rows=rows,
-        totals=totals,
-        mean_abs_e2e_error=float(np.nanmean(np.abs(simulated["e2e_s"] / measured["e2e_s"] - 1))),
-        preemptions=(int(result.preemptions.sum()), None if steps is None else int(steps["preempted"].sum())),
+        totals=_totals(replay, measured, simulated, steps),
+        mean_abs={name: float(np.nanmean(np.abs(simulated[name] / measured[name] - 1))) for name in PER_REQUEST},
+        kv_usage_mean_abs=None if usage is None or not len(usage[0]) else float(np.abs(usage[1] - usage[0]).mean()),
+        preemptions=preempted(simulated["preemptions"], measured.get("preemptions"), steps),
     )
 
 
-def _measured_requests(folder: Path, request_id: NDArray[np.str_]) -> dict[str, Float64]:
-    """Measured columns in the simulation's order of requests, joined on `request_id`; unreadable numbers are NaN."""
-    path = folder / "requests.csv.gz"
-    frame = pd.read_csv(path, dtype={"request_id": str}).set_index("request_id")
-    missing = [name for name in LATENCIES if name not in frame.columns]
-    if missing:
-        raise UserError(f"{path}: column {missing[0]} is missing: nothing to compare; `python -m validation predict` needs no latencies")
-    frame = frame.loc[request_id.tolist()]
-    columns = [name for name in (*LATENCIES, *OPTIONAL_LATENCIES) if name in frame.columns]
-    numbers = {name: pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64) for name in columns}
-    for name in LATENCIES:
-        wrong = ~(numbers[name] > 0)
-        if wrong.any():
-            raise UserError(f"{path}: {name} of request {request_id[int(wrong.argmax())]} is not a positive number")
-    return numbers
+def _totals(replay: Replay, measured: Columns, simulated: Columns, steps: pd.DataFrame | None) -> dict[str, tuple[float, float]]:
+    result, meta = replay.result, replay.recording.meta
+    arrival_s = result.requests.arrival_ns / NS_PER_S
+    simulated_s, measured_s = duration(arrival_s, simulated["e2e_s"]), duration(arrival_s, measured["e2e_s"])
+    tokens = float(result.requests.output_tokens.sum())
+    totals = {"duration_s": (simulated_s, measured_s), "output_tokens_per_s": (tokens / simulated_s, tokens / measured_s)}
+    if steps is not None:
+        gaps = inter_token_latency(result, (99.0,))
+        totals["itl_p99_s"] = (gaps.percentiles_s[99.0], _token_gaps_p99_s(steps))
+    if "itl_max_s" in measured:
+        totals["itl_max_s"] = (float(np.nanmax(simulated["itl_max_s"])), float(np.nanmax(measured["itl_max_s"])))
+    if meta.num_gpu_blocks_override is None:
+        totals["num_gpu_blocks"] = (result.scenario.engine.num_gpu_blocks, meta.engine.num_gpu_blocks)
+    return totals
 
 
-def _measured_steps(folder: Path) -> pd.DataFrame | None:
-    path = folder / "steps.csv.gz"
-    if not path.is_file():
-        return None
-    try:
-        steps = pd.read_csv(path)
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
-    missing = [name for name in ("schedule_s", "kv_usage", "preempted") if name not in steps.columns]
-    if missing:
-        raise UserError(f"{path}: column {missing[0]} is missing")
-    return steps
+def _token_gaps_p99_s(steps: pd.DataFrame) -> float:
+    """Over all tokens: each step's gap counts once for every sequence that decodes in it."""
+    gap_s = steps.groupby("replica")["update_s"].diff().to_numpy(np.float64)
+    weight = steps["decode_seqs"].to_numpy(np.float64)
+    known = np.isfinite(gap_s) & (weight > 0)
+    order = np.argsort(gap_s[known])
+    upto = np.cumsum(weight[known][order])
+    return float(gap_s[known][order][np.searchsorted(upto, 0.99 * upto[-1])])
+
+
+def preempted(simulated: Float64, measured: Float64 | None, steps: pd.DataFrame | None) -> Preempted:
+    """Counts, and of the requests those preempted in both; `simulated` and `measured` are preemptions float64[n]."""
+    by_steps = None if steps is None else int(steps["preempted"].sum())
+    if measured is None:
+        return Preempted(int(simulated.sum()), by_steps, None, None, None)
+    there, here = measured > 0, simulated > 0
+    return Preempted(
+        int(simulated.sum()), int(measured.sum()), int((there & here).sum()), int((there & ~here).sum()), int((here & ~there).sum())
+    )
 
 
 def _kv_usage(replay: Replay, steps: pd.DataFrame) -> tuple[Float64, Float64]:
-    """(measured, simulated) share of the pool in use, at the simulation's samples that lie within both."""
+    """(measured, simulated) share of the pool in use, at the simulation's samples that lie within both; means over replicas."""
     timeline, engine = replay.result.timeline, replay.result.scenario.engine
-    time_s, schedule_s = timeline.time_ns / NS_PER_S, steps["schedule_s"].to_numpy(np.float64)
-    within = (time_s >= schedule_s[0]) & (time_s <= schedule_s[-1])
-    latest = np.searchsorted(schedule_s, time_s[within], side="right") - 1
-    simulated = timeline.kv_blocks[within].mean(axis=1) / engine.usable_blocks
-    return steps["kv_usage"].to_numpy(np.float64)[latest], simulated
+    time_s = timeline.time_ns / NS_PER_S
+    within = (time_s >= steps["schedule_s"].min()) & (time_s <= steps["schedule_s"].max())
+    return at_times(steps, "kv_usage", time_s[within]).mean(axis=1), timeline.kv_blocks[within].mean(axis=1) / engine.usable_blocks
 
 
-def _row(simulated: Float64, measured: Float64) -> Row | None:
+def _row(simulated: Float64, measured: Float64, arrival_s: Float64 | None, e2e_s: Float64 | None) -> Row | None:
+    """None where nothing was measured. Without arrivals the values are no requests, and get no interval."""
     both = np.isfinite(simulated) & np.isfinite(measured)
     of_measured, of_simulated = quantiles(measured[both]), quantiles(simulated[both])
     if of_measured is None or of_simulated is None:
         return None
-    return Row(of_measured, {name: relative(of_simulated[name], of_measured[name]) for name in STATISTICS})
+    errors = {name: relative(of_simulated[name], of_measured[name]) for name in STATISTICS}
+    if arrival_s is None or e2e_s is None:
+        return Row(of_measured, errors, dict.fromkeys(STATISTICS))
+    return Row(of_measured, errors, intervals(simulated[both], measured[both], arrival_s[both], e2e_s[both]))
 
 
 def relative(simulated: float, measured: float) -> float | None:
     """Signed relative error; None where 0 was measured."""
     return simulated / measured - 1 if measured else None
-
-
-def as_json(comparison: Comparison) -> dict[str, Any]:
-    """One trace's errors, signed and relative."""
-    simulated, measured = comparison.preemptions
-    totals = {name: relative(*pair) for name, pair in comparison.totals.items()}
-    return {
-        "trace": comparison.replay.recording.meta.name,
-        "cost_model": shown(comparison.replay.cost_model),
-        "in_sample": comparison.replay.in_sample,
-        "requests": len(comparison.replay.result.requests),
-        "errors": {
-            **{name: row.errors for name, row in comparison.rows.items()},
-            "duration_s": totals["duration_s"],
-            "output_tokens_per_s": totals["output_tokens_per_s"],
-            "num_gpu_blocks": totals.get("num_gpu_blocks"),
-            "e2e_s_mean_abs": comparison.mean_abs_e2e_error,
-        },
-        "preemptions": {"measured": measured, "simulated": simulated},
-    }
-
-
-def as_text(comparison: Comparison) -> str:
-    """The same as a table."""
-    replay = comparison.replay
-    sample = "in-sample: the cost model was fitted to this very trace" if replay.in_sample else "the cost model never saw this trace"
-    lines = [
-        f"{replay.recording.meta.name}: {len(replay.result.requests):,} requests",
-        f"cost model {shown(replay.cost_model)} ({sample})",
-        "",
-        f"{'simulated / measured − 1':<28}" + "".join(f"{name:>9}" for name in STATISTICS) + f"{'measured mean':>17}",
-    ]
-    for name, row in comparison.rows.items():
-        lines.append(f"{LABELS[name]:<28}" + "".join(f"{percent(row.errors[s]):>9}" for s in STATISTICS) + f"{_value(name, row):>17}")
-    units = {"duration_s": ("duration", "s"), "output_tokens_per_s": ("output throughput", "tokens/s"), "num_gpu_blocks": ("KV blocks", "")}
-    for name, (simulated, measured) in comparison.totals.items():
-        label, unit = units[name]
-        lines.append(f"{label:<28}{percent(relative(simulated, measured)):>9}{'':27}{f'{measured:,.0f} {unit}'.strip():>17}")
-    lines.append(f"{'E2E, mean |error|':<28}{comparison.mean_abs_e2e_error:>9.2%}")
-    preempted, measured_preempted = comparison.preemptions
-    recorded = "not recorded" if measured_preempted is None else f"{measured_preempted:,}"
-    lines.append(f"{'preemptions':<28}{preempted:>9,}{'':27}{recorded:>17}")
-    return "\n".join(lines)
-
-
-def percent(error: float | None) -> str:
-    """+1.23 %, without a space."""
-    return "–" if error is None else f"{error:+.2%}"
-
-
-def _value(name: str, row: Row) -> str:
-    mean = row.measured["mean"]
-    if name == "kv_usage":
-        return f"{mean:.1%}"
-    return f"{mean:,.2f} s" if mean >= 1 else f"{mean * 1000:,.2f} ms"

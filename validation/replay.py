@@ -12,16 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from simulator.artifact import Artifact
+from simulator.artifact import Artifact, Logits
 from simulator.cost import CostModel
-from simulator.engine import EngineConfig
+from simulator.engine import EngineConfig, SpeculativeConfig
 from simulator.errors import UserError
 from simulator.itl import request_itl_s
 from simulator.models import MODELS, find
 from simulator.request import RequestTable
 from simulator.simulate import Result, Scenario, simulate
+from simulator.speculation import Acceptance
 from simulator.workload import OpenLoop, Workload, read_meta, read_trace
 from simulator.workload.base import NS_PER_S
+from validation.intervals import STATISTICS, statistics
+from validation.speculative import read_speculative
 
 Float64 = NDArray[np.float64]
 
@@ -61,6 +64,16 @@ class Meta(BaseModel):
     engine: EngineMeta
     num_gpu_blocks_override: int | None = None
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    router: str | None = None
+    client: str = "client unknown"
+    logits: Logits | None = None
+    overheads: dict[str, float] | None = None
+    """Medians of the ways in and out, `ingress_s` and `egress_s`, as the recorder saw them."""
+
+    @property
+    def sampled_logits(self) -> Logits:
+        """Whose logits the sampler worked on; where it is not said, recorders tell in `client` that the weights were dummies."""
+        return self.logits or ("dummy" if "dumm" in self.client.lower() else "trained")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,18 +97,32 @@ class Recording:
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"{folder / 'meta.json'}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        for option, used in (("prefix_caching", meta.prefix_caching), ("speculative", meta.speculative is not None)):
-            if used:
-                raise UserError(f"{folder / 'meta.json'}: the engine ran with {option}, which the simulator does not model yet")
+        if meta.prefix_caching:
+            raise UserError(f"{folder / 'meta.json'}: the engine ran with prefix_caching, which the simulator does not model yet")
         if meta.num_gpus % meta.tensor_parallel_size:
             raise UserError(
                 f"{folder / 'meta.json'}: num_gpus {meta.num_gpus} is not a multiple of tensor_parallel_size {meta.tensor_parallel_size}"
             )
-        return cls(folder, meta, requests)
+        recording = cls(folder, meta, requests)
+        recording.drafts()
+        return recording
+
+    def drafts(self) -> tuple[SpeculativeConfig, Acceptance] | tuple[None, None]:
+        """How the engine speculated, and how many drafts it accepted.
+
+        Raises:
+            UserError: that is not told.
+        """
+        speculative = self.meta.speculative
+        return (None, None) if speculative is None else read_speculative(speculative, str(self.folder / "meta.json"))
 
     def is_source_of(self, artifact: Artifact) -> bool:
         """Whether the cost model was fitted to this very trace, so that a replay is in-sample."""
         return self.meta.name == artifact.provenance.source or self._sha256() == artifact.provenance.sha256
+
+    def lent_overheads(self, artifact: Artifact) -> bool:
+        """Whether the cost model's ways from and to the client were read off this trace, as its note says where they were."""
+        return self.meta.name in artifact.provenance.note
 
     def _sha256(self) -> str:
         # Over names and bytes, as the fit hashes the trace that it reads.
@@ -118,6 +145,16 @@ class Replay:
     def in_sample(self) -> bool:
         return self.recording.is_source_of(self.result.scenario.cost.artifact)
 
+    @property
+    def sample(self) -> str:
+        """What the cost model has seen of the trace, in words."""
+        artifact = self.result.scenario.cost.artifact
+        if self.in_sample:
+            return "in-sample: the cost model was fitted to this very trace"
+        if self.recording.lent_overheads(artifact):
+            return "step times never saw this trace; ways from and to the client were read off it"
+        return "the cost model never saw this trace"
+
     def columns(self) -> dict[str, NDArray[Any]]:
         """Columns of a prediction's `requests.parquet`, one row a request in the order of arrival; seconds, NaN: no second token."""
         result = self.result
@@ -133,24 +170,31 @@ class Replay:
         }
 
 
-def replay(recording: Recording, *, cost_model: Path | None, router: str, seed: int) -> Replay:
+def replay(recording: Recording, *, cost_model: Path | None, router: str | None, seed: int) -> Replay:
     """Simulates the recording with the cost model at `cost_model`, or with the shipped one of its GPU, model and options.
 
     Raises:
         UserError: there is no such cost model, or a request does not fit into the engine.
     """
     meta = recording.meta
+    speculative, acceptance = recording.drafts()
     path = cost_model or find(
-        meta.gpu, meta.model, weights=meta.weights, kv_cache_dtype=meta.kv_cache_dtype, tensor_parallel_size=meta.tensor_parallel_size
+        meta.gpu,
+        meta.model,
+        weights=meta.weights,
+        kv_cache_dtype=meta.kv_cache_dtype,
+        tensor_parallel_size=meta.tensor_parallel_size,
+        speculation=None if speculative is None else speculative.name,
     )
-    cost = CostModel.load(path)
+    cost = CostModel.load(path, meta.sampled_logits)
     scenario = Scenario(
         workload=Workload(recording.requests, OpenLoop()),
         engine=_engine(recording, cost.artifact),
         cost=cost,
         num_replicas=meta.num_gpus // meta.tensor_parallel_size,
-        router=router,
+        router=router or meta.router or "round_robin",
         seed=seed,
+        acceptance=acceptance,
     )
     return Replay(recording, path, simulate(scenario))
 
@@ -168,6 +212,7 @@ def _engine(recording: Recording, artifact: Artifact) -> EngineConfig:
             enable_chunked_prefill=engine.enable_chunked_prefill,
             scheduling_policy=meta.scheduling_policy,
             async_scheduling=engine.async_scheduling,
+            speculative=recording.drafts()[0],
         )
     except ValidationError as error:
         raise UserError(f"{recording.folder / 'meta.json'}: engine: {error.errors()[0]['msg']}") from None
@@ -212,15 +257,12 @@ def _summary(prediction: Replay, columns: dict[str, NDArray[Any]]) -> dict[str, 
     }
 
 
-STATISTICS = ("mean", "p50", "p90", "p99")
-
-
 def quantiles(values: Float64) -> dict[str, float] | None:
     """Mean and percentiles of the values that are there; None if none is."""
     values = values[np.isfinite(values)]
     if not len(values):
         return None
-    return dict(zip(STATISTICS, map(float, (values.mean(), *np.quantile(values, (0.5, 0.9, 0.99)))), strict=True))
+    return dict(zip(STATISTICS, map(float, statistics(values)), strict=True))
 
 
 def tpot(ttft_s: Float64, e2e_s: Float64, output_tokens: NDArray[np.int64]) -> Float64:

@@ -93,9 +93,9 @@ def test_requests_steps_and_timeline_are_those_of_the_plain_engine(seed: int, st
 class Recorder:
     """Writes down every decision of the scheduler as it is made."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, kind: type[Scheduler] = Scheduler) -> None:
         self.plans: list[tuple[object, ...]] = []
-        schedule = Scheduler.schedule
+        schedule = kind.schedule
 
         def recorded(scheduler: Scheduler) -> StepPlan:
             plan = schedule(scheduler)
@@ -112,7 +112,7 @@ class Recorder:
             )
             return plan
 
-        monkeypatch.setattr(Scheduler, "schedule", recorded)
+        monkeypatch.setattr(kind, "schedule", recorded)
 
 
 def decision(step: Step) -> tuple[object, ...]:

@@ -7,73 +7,15 @@ own names. It shares only contracts with the simulator: the engine's options, th
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.features import StepFeatures
 from simulator.request import RequestTable
+from simulator.speculation import Drafting
 from tests.reference.plain_cache import PlainCache
-
-
-@dataclass(eq=False)
-class Request:
-    """A request as the engine core holds it."""
-
-    row: int
-    prompt_tokens: int
-    output_tokens: int
-    """The token with this number is the end of sequence, unless `max_tokens` comes first."""
-    max_tokens: int
-    priority: int
-    arrival_ns: int
-    status: str = "waiting"
-    all_tokens: list[Hashable] = field(default_factory=list)
-    """With prefix caching: something for each token, equal for equal tokens."""
-    answer: Hashable = None
-    block_hashes: list[int] = field(default_factory=list)
-    num_output_tokens: int = 0
-    num_computed_tokens: int = 0
-    num_output_placeholders: int = 0
-    is_prefill_chunk: bool = True
-    blocks: list[int] = field(default_factory=list)
-    preemptions: int = 0
-    cached_tokens: int = 0
-    scheduled_ns: int = -1
-    finish_ns: int = -1
-    token_ns: list[int] = field(default_factory=list)
-    """When the result with each token was handled."""
-
-    @property
-    def num_tokens(self) -> int:
-        return self.prompt_tokens + self.num_output_tokens
-
-
-@dataclass
-class Row:
-    """One request in one step."""
-
-    request: Request
-    tokens: int
-    end: int
-    """Position after the last of the tokens."""
-    prefill: bool
-    emits: bool = False
-
-
-@dataclass
-class Step:
-    """One scheduled batch."""
-
-    rows: list[Row] = field(default_factory=list)
-    preempted: list[int] = field(default_factory=list)
-    admitted: list[int] = field(default_factory=list)
-    running: list[int] = field(default_factory=list)
-    """The running list when the batch was fixed."""
-    held_blocks: int = 0
-    gpu_end_ns: int = 0
-    end_ns: int = -1
+from tests.reference.plain_request import Request, Row, Step
 
 
 class PlainEngine:
@@ -83,8 +25,11 @@ class PlainEngine:
     happened; `counts` how often each of the rarer rules applied.
     """
 
-    def __init__(self, table: RequestTable, engine: EngineConfig, cost: CostModel) -> None:
+    def __init__(self, table: RequestTable, engine: EngineConfig, cost: CostModel, drafting: Drafting | None = None) -> None:
         self.engine, self.cost = engine, cost
+        self.num_spec_tokens = engine.speculative.num_speculative_tokens if engine.speculative else 0
+        self.num_lookahead_tokens = 0 if engine.speculative is None or engine.speculative.method == "ngram" else self.num_spec_tokens
+        self.drafts = [] if drafting is None else [drafting.of(row) for row in range(len(table))]
         columns = (table.prompt_tokens, table.output_tokens, table.max_tokens, table.priority, table.arrival_ns)
         self.requests = [Request(row, *values) for row, values in enumerate(zip(*(c.tolist() for c in columns), strict=True))]
         self.cache = PlainCache(engine.num_gpu_blocks - 1, engine.block_size, enable_caching=engine.enable_prefix_caching)
@@ -157,7 +102,7 @@ class PlainEngine:
         prefills = [row for row in step.rows if row.prefill]
         contexts = [row.end for row in step.rows if not row.prefill]
         tokens = sum(row.tokens for row in step.rows)
-        padded, mode = self.engine.graphs.pad(tokens, tokens == len(step.rows))
+        padded, mode = self.engine.graphs.pad(tokens, {row.tokens for row in step.rows} == {1 + self.num_spec_tokens})
         return StepFeatures(
             prefill_seqs=len(prefills),
             prefill_tokens=sum(row.tokens for row in prefills),
@@ -166,6 +111,7 @@ class PlainEngine:
             decode_seqs=len(contexts),
             decode_context_tokens=sum(contexts),
             decode_context_max_tokens=max(contexts, default=0),
+            verify_tokens=sum(row.drafts for row in step.rows if not row.prefill),
             padded_tokens=padded,
             graph_mode=mode,
         )
@@ -205,7 +151,7 @@ class PlainEngine:
     def _tokens_to_compute(self, request: Request, budget: int) -> int:
         if self._sure_to_finish(request):
             return 0
-        tokens = request.num_tokens + request.num_output_placeholders - request.num_computed_tokens
+        tokens = request.num_tokens + request.num_spec_tokens + request.num_output_placeholders - request.num_computed_tokens
         if 0 < self.threshold < tokens:
             tokens = self.threshold
         return min(tokens, budget, self.engine.max_model_len - request.num_computed_tokens - 1)
@@ -213,6 +159,8 @@ class PlainEngine:
     def schedule_running(self, step: Step) -> int:
         """Returns the budget left."""
         budget = self.engine.max_num_batched_tokens
+        if self.engine.speculative and self.engine.speculative.method == "draft_model":
+            budget -= self.engine.max_num_seqs
         index = 0
         while index < len(self.running) and budget > 0:
             request = self.running[index]
@@ -229,7 +177,10 @@ class PlainEngine:
                     self.counts["self-preemptions"] += 1
                     return budget
             end = request.num_computed_tokens + tokens
-            step.rows.append(Row(request, tokens, end, request.is_prefill_chunk))
+            drafts = max(end - request.num_tokens - request.num_output_placeholders, 0) if request.num_spec_tokens else 0
+            self.counts["drafts cut"] += drafts < request.num_spec_tokens
+            request.num_spec_tokens = 0
+            step.rows.append(Row(request, tokens, end, request.is_prefill_chunk, drafts=drafts))
             budget -= tokens
             index += 1
         return budget
@@ -256,6 +207,7 @@ class PlainEngine:
         victim.status = "preempted"
         victim.num_computed_tokens = 0
         victim.is_prefill_chunk = True
+        victim.num_spec_tokens = 0
         victim.preemptions += 1
         self.waiting.insert(0, victim)
         self._sort_by_priority()
@@ -263,20 +215,19 @@ class PlainEngine:
 
     def schedule_waiting(self, step: Step, budget: int) -> None:
         engine = self.engine
+        only_decodes = bool(step.rows) and not any(row.prefill for row in step.rows)
         while self.waiting and budget > 0 and len(self.running) < engine.max_num_seqs:
             request = self.waiting[0]
             computed_blocks = self.cache.get_computed_blocks(request.block_hashes, request.num_tokens)
             computed = len(computed_blocks) * engine.block_size
-            tokens = request.num_tokens - computed
-            if 0 < self.threshold < tokens:
-                tokens = self.threshold
-            if not engine.enable_chunked_prefill and tokens > budget:
+            pad = self.num_spec_tokens > 0 and only_decodes and request.num_tokens == 1
+            tokens = self._first_chunk(request.num_tokens - computed, budget, pad)
+            if tokens == 0:
                 break
-            tokens = min(tokens, budget)
             headroom = int(engine.watermark * engine.num_gpu_blocks) if self.running else 0
             room = len(self.cache.free_block_queue) - headroom
-            chunk_blocks = self._missing_blocks(request, computed + tokens, computed_blocks)
-            if engine.scheduler_reserve_full_isl and self._missing_blocks(request, request.num_tokens, computed_blocks) > room:
+            chunk_blocks = self._missing_blocks(request, tokens, computed_blocks)
+            if engine.scheduler_reserve_full_isl and self._blocks(request, request.num_tokens - computed, computed_blocks) > room:
                 if chunk_blocks <= room:
                     self.counts["held back by the full-sequence gate"] += 1
                 break
@@ -297,9 +248,22 @@ class PlainEngine:
             request.status = "running"
             if request.scheduled_ns < 0:
                 request.scheduled_ns = self.now_ns
-            step.rows.append(Row(request, tokens, computed + tokens, prefill=True))
+            step.rows.append(Row(request, tokens, computed + tokens, prefill=True, drafts=self.num_spec_tokens * pad, padding=pad))
             step.admitted.append(request.row)
             budget -= tokens
+
+    def _first_chunk(self, tokens: int, budget: int, pad: bool) -> int:
+        """Of the `tokens` that a waiting request lacks, those in this step; 0 if it has to wait for a step with more room."""
+        if pad:
+            tokens = 1 + self.num_spec_tokens
+            if tokens > budget or tokens > self.engine.max_model_len:
+                return 0
+            self.counts["padded with drafts"] += 1
+        if 0 < self.threshold < tokens:
+            tokens = self.threshold
+        if not self.engine.enable_chunked_prefill and tokens > budget:
+            return 0
+        return min(tokens, budget)
 
     def update_after_schedule(self, row: Row) -> None:
         request = row.request
@@ -309,7 +273,8 @@ class PlainEngine:
         if request.is_prefill_chunk:
             self.counts["partial chunks"] += 1
         elif self.engine.async_scheduling:
-            request.num_output_placeholders += 1
+            request.num_output_placeholders += 1 + row.drafts
+            request.num_spec_tokens = self.num_spec_tokens
 
     def update_from_output(self, step: Step) -> None:
         for row in step.rows:
@@ -317,7 +282,27 @@ class PlainEngine:
             if request.status == "finished":
                 self.counts["wasted rows"] += 1
             elif row.emits:
+                self.verify(row)
+
+    def verify(self, row: Row) -> None:
+        """Drafts are rejected or not; then the step's tokens are taken in, one by one, until one ends the output."""
+        request = row.request
+        accepted = 0
+        if row.drafts and not row.padding:
+            accepted = min(self.drafts[request.row].accepted(request.num_output_tokens), row.drafts)
+            self.counts["drafts accepted"] += accepted
+            self.counts["drafts rejected"] += row.drafts - accepted
+        if request.num_computed_tokens > 0:
+            request.num_computed_tokens -= row.drafts - accepted
+        if self.engine.async_scheduling:
+            request.num_output_placeholders -= row.drafts - accepted
+        request.chunk_ns.append(self.now_ns)
+        for token in range(1 + accepted):
+            if request.status != "finished":
                 self.emit(request)
+                self.counts["outputs ended amid accepted drafts"] += request.status == "finished" and token < accepted
+        if request.status != "finished" and self.drafts and not self.engine.async_scheduling:
+            request.num_spec_tokens = self.num_spec_tokens * self.drafts[request.row].proposed(request.num_output_tokens)
 
     def emit(self, request: Request) -> None:
         request.num_output_tokens += 1
@@ -348,19 +333,22 @@ class PlainEngine:
     def held_blocks(self) -> int:
         return self.engine.num_gpu_blocks - 1 - len(self.cache.free_block_queue)
 
-    def _missing_blocks(self, request: Request, upto: int, found: Sequence[int] = ()) -> int:
-        """Blocks that have to leave the free queue for the first `upto` tokens, of which `found` are still there."""
-        slots = min(upto, self.engine.max_model_len)
-        held = len(request.blocks) + len(found)
-        return -(-slots // self.engine.block_size) - held + self.cache.num_evictable(found)
+    def _missing_blocks(self, request: Request, tokens: int, found: Sequence[int] = ()) -> int:
+        return self._blocks(request, tokens + self.num_lookahead_tokens, found)
+
+    def _blocks(self, request: Request, tokens: int, found: Sequence[int] = ()) -> int:
+        """Blocks that have to leave the free queue for `tokens` tokens beyond those computed, and those of which blocks were found."""
+        size = self.engine.block_size
+        slots = min(request.num_computed_tokens + len(found) * size + tokens, self.engine.max_model_len)
+        return max(-(-slots // size) - len(request.blocks) - len(found), 0) + self.cache.num_evictable(found)
 
     def allocate(self, request: Request, tokens: int) -> bool:
-        upto = request.num_computed_tokens + tokens
-        missing = self._missing_blocks(request, upto)
+        missing = self._missing_blocks(request, tokens)
         if missing > len(self.cache.free_block_queue):
             return False
         request.blocks += self.cache.get_new_blocks(missing)
-        self.cache.cache_full_blocks(request.blocks, request.block_hashes, min(upto, request.num_tokens))
+        known = min(request.num_computed_tokens + tokens, request.num_tokens)
+        self.cache.cache_full_blocks(request.blocks, request.block_hashes, known)
         return True
 
     def free(self, request: Request) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from simulator.artifact import Overheads, Regime
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.request import RequestTable
+from simulator.speculation import Acceptance
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Case:
     requests: RequestTable
     engine: EngineConfig
     cost: CostModel
+    acceptance: Acceptance | None = None
 
 
 def cost_model(
@@ -94,3 +96,29 @@ def random_cost(rng: np.random.Generator) -> CostModel:
     # The part of a launch before its first kernel; cut to the launch where it would be longer.
     lead_ns = {0: {}, 100: {"one": 300}, 700: {"one": 200, "decode_seqs": 40.25, "prefill_seqs": 2_000}}.get(times["egress_ns"], {})
     return cost_model(gpu_ns, launch_ns, lead_ns, **times)
+
+
+def random_speculative_case(seed: int, max_requests: int = 40) -> Case:
+    """A random case whose engine verifies drafts, at a price; in every fifth of them prompts are one token long."""
+    case = random_case(seed, max_requests)
+    rng = np.random.default_rng([seed, 2])
+    drafts = int(rng.choice([1, 2, 3, 5]))
+    method = str(rng.choice(["ngram", "draft_model", "eagle3"], p=[0.25, 0.25, 0.5]))
+    options = case.engine.model_dump() | {"speculative": {"method": method, "num_speculative_tokens": drafts}}
+    if method != "eagle3":
+        options["async_scheduling"] = False
+    if options["long_prefill_token_threshold"]:
+        options["long_prefill_token_threshold"] = max(options["long_prefill_token_threshold"], 1 + drafts)
+    options["max_num_batched_tokens"] += options["max_num_seqs"] * (method == "draft_model")
+    acceptance = Acceptance(
+        tuple(np.sort(rng.random(drafts))[::-1].tolist()),
+        proposed=float(rng.choice([1.0, 0.6])) if method == "ngram" else 1.0,
+        correlation=float(rng.choice([0.0, 0.5])),
+        growth=((0, 1.0), (40, float(rng.choice([0.5, 1.0, 1.6])))),
+    )
+    requests = case.requests
+    if seed % 5 == 0:
+        requests = replace(requests, prompt_tokens=np.ones(len(requests), np.int64))
+    artifact = case.cost.artifact
+    step = {mode: regime.model_copy(update={"gpu_ns": regime.gpu_ns | {"verify_tokens": 13.3}}) for mode, regime in artifact.step.items()}
+    return Case(requests, EngineConfig(**options), CostModel(artifact.model_copy(update={"step": step})), acceptance)

@@ -8,12 +8,20 @@ import numpy as np
 
 from simulator.simulate import Scenario
 from simulator.workload import Barrier, ClosedLoop, OpenLoop, Workload
-from tests.support.cases import random_case
+from tests.support.cases import Case, random_case, random_speculative_case
 
 
 def random_scenario(seed: int) -> Scenario:
     """The same scenario for the same seed. About a third ends early, often at the very instant at which a step ends."""
-    case = random_case(seed, max_requests=80)
+    return _service(random_case(seed, max_requests=80), seed)
+
+
+def random_speculative_scenario(seed: int) -> Scenario:
+    """The same with speculative decoding."""
+    return _service(random_speculative_case(seed, max_requests=80), seed)
+
+
+def _service(case: Case, seed: int) -> Scenario:
     rng = np.random.default_rng([seed, 1])
     step_ns = int(case.cost.artifact.step["none"].gpu_ns["one"])
     think_s = float(rng.choice([0, step_ns, 12_345])) / 1e9
@@ -27,6 +35,7 @@ def random_scenario(seed: int) -> Scenario:
         seed=seed,
         horizon_s=float(rng.integers(5, 400)) * step_ns / 1e9 if rng.random() < 0.35 else None,
         sample_s=float(rng.choice([1, 3, 7.001])) * step_ns / 1e9,
+        acceptance=case.acceptance,
     )
 
 

@@ -10,6 +10,7 @@ from simulator.scheduler import Scheduler
 from simulator.sequence import Sequence
 from simulator.simulate import Result, Scenario, simulate
 from simulator.stepplan import StepPlan
+from simulator.verify import VerifyScheduler
 
 
 def simulate_watched(
@@ -18,7 +19,8 @@ def simulate_watched(
     after_commit: Callable[[Scheduler, StepPlan], None] = lambda scheduler, plan: None,
 ) -> Result:
     """`simulate`, with a look at the scheduler after every plan and after every result."""
-    schedule, commit = Scheduler.schedule, Scheduler.commit
+    kind = Scheduler if scenario.acceptance is None else VerifyScheduler
+    schedule, commit = kind.schedule, kind.commit
 
     def watched_schedule(scheduler: Scheduler) -> StepPlan:
         plan = schedule(scheduler)
@@ -31,6 +33,6 @@ def simulate_watched(
         return plan, finished
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Scheduler, "schedule", watched_schedule)
-        patch.setattr(Scheduler, "commit", watched_commit)
+        patch.setattr(kind, "schedule", watched_schedule)
+        patch.setattr(kind, "commit", watched_commit)
         return simulate(scenario)

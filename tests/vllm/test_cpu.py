@@ -138,6 +138,51 @@ def test_the_trace_says_what_was_served(trace: Path) -> None:
     assert 0 < overheads["egress_s"] < 1
 
 
+def test_one_engine_start_records_several_traces(tmp_path: Path) -> None:
+    traffic = (
+        "workload.lengths.max_tokens=96",
+        "max_model_len=2048",
+        "opt=prefix_caching",
+        "opt.weights=float32",
+        "num_gpu_blocks_override=24",
+        "shared_prefixes={num_prefixes: 1, prefix_tokens: 300}",
+        "workloads=[{name: light, rate: 2, duration_s: 5}, {name: over, rate: 8, cv: 2, duration_s: 5},"
+        " {name: again, workload: {kind: replay, path: LIGHT}}]".replace("LIGHT", str(tmp_path / "light")),
+    )
+    # What is served again has to be there before the engine starts.
+    first = command(*traffic[:-1], "workload.arrivals.rate=2", "duration_s=5", f"out={tmp_path / 'light'}", module="profiler.record")
+    for arguments in (first, command(*traffic, f"out={tmp_path / 'several'}", module="profiler.record")):
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    light, over, again = (tmp_path / "several" / name for name in ("light", "over", "again"))
+    assert done.stdout.count("\n") == 3
+    requests = {folder: pd.read_csv(folder / "requests.csv.gz") for folder in (light, over, again)}
+    steps = {folder: pd.read_csv(folder / "steps.csv.gz") for folder in (light, over, again)}
+    for folder in (light, over, again):
+        assert requests[folder]["output_tokens"].sum() == steps[folder]["emitted_tokens"].sum()
+        assert requests[folder]["preemptions"].sum() == steps[folder]["preempted"].sum()
+        assert (requests[folder]["prefix_tokens"] == 300).all() or folder == again
+        assert json.loads((folder / "meta.json").read_text())["num_gpu_blocks_override"] == 24
+    assert steps[over]["preempted"].sum() > 0
+    assert (requests[again]["prompt_tokens"] == requests[light]["prompt_tokens"] + 300).all()
+    # Heads of 300 tokens are computed once a group: the cache was emptied before each trace, and then served.
+    recomputed = steps[light]["prefill_tokens"].sum() - (requests[light]["prompt_tokens"] - 300).sum()
+    assert 300 <= recomputed < 300 * len(requests[light])
+
+
+def test_through_the_server_the_same_is_recorded(tmp_path: Path) -> None:
+    traffic = ("client=http", "workload.lengths.max_tokens=32", "workload.arrivals.rate=3", "duration_s=4", f"out={tmp_path}")
+    done = subprocess.run(command(*traffic, module="profiler.record"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    requests, steps = (pd.read_csv(tmp_path / f"{name}.csv.gz") for name in ("requests", "steps"))
+    assert requests["output_tokens"].sum() == steps["emitted_tokens"].sum()
+    assert requests["prompt_tokens"].sum() == steps["prefill_tokens"].sum()
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    assert "HTTP client" in meta["client"]
+    assert meta["engine"]["num_gpu_blocks"] > 2
+    assert 0 < meta["overheads"]["ingress_s"] < 1
+
+
 def test_profile_to_prediction(profile: Path, trace: Path) -> None:
     """CPU times wander, so this asks for the right order of magnitude: the chain holds together."""
     artifact, report = fit_profile(Raw.read(profile))

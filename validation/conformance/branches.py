@@ -19,7 +19,7 @@ LEFT_OUT = {
     "encoders and multimodal inputs": r"encoder|_ec_transfer_pending|is_mm_",
     "LoRA": r"lora",
     "Mamba layers and sliding windows with replay": r"mamba|prefix_replay|window_loaded",
-    "speculative decoding (not yet simulated)": r"spec_decode|spec_token|num_spec|dynamic_sd|draft_slots",
+    "numbers of drafts that change with the load": r"dynamic_sd_lookup is not None|draft_slots",
     "prefix-cache hits within a block, or of several kinds of layers": r"block_copies|hit_diverged",
     "an engine that is paused": r"_pause_state",
     "pipeline parallelism": r"next_decode_eligible_step",
@@ -31,6 +31,10 @@ LEFT_OUT = {
     "what vLLM itself holds for impossible": r"request\.status == RequestStatus\.PREEMPTED|_request_blocks_can_be_freed",
 }
 """What is not simulated, and the conditions of `schedule()` (regular expressions) on which it depends."""
+
+
+WITHOUT_DRAFTS = {"speculative decoding, in a run without it": r"spec_decode|spec_token|num_spec"}
+"""The same of a run whose engines do not speculate."""
 
 
 class Report(NamedTuple):
@@ -51,7 +55,8 @@ class Report(NamedTuple):
 class Watch:
     """Measures from its making to `report`; make it before vLLM's scheduler is imported."""
 
-    def __init__(self) -> None:
+    def __init__(self, drafts: bool) -> None:
+        self._left_out = LEFT_OUT if drafts else LEFT_OUT | WITHOUT_DRAFTS
         try:
             coverage = importlib.import_module("coverage")
         except ImportError:
@@ -70,22 +75,22 @@ class Watch:
             path = Path(folder) / "coverage.json"
             self._coverage.json_report(outfile=str(path))
             (measured,) = json.loads(path.read_text())["files"].values()
-        return _report(measured, ast.parse(self._source.read_text(encoding="utf-8")))
+        return _report(measured, ast.parse(self._source.read_text(encoding="utf-8")), self._left_out)
 
 
-def _report(measured: dict[str, Any], module: ast.Module) -> Report:
+def _report(measured: dict[str, Any], module: ast.Module, left_out: dict[str, str]) -> Report:
     schedule = next(node for node in ast.walk(module) if isinstance(node, ast.FunctionDef) and node.name == "schedule")
     conditions = _conditions(schedule)
     report = Report([], [], {})
     asked = {line for line, _ in measured["executed_branches"]}
     for line, to in measured["executed_branches"]:
-        if line in conditions and _reason(conditions[line][-1:]) is None:
+        if line in conditions and _reason(conditions[line][-1:], left_out) is None:
             report.taken.append((line, to))
     for line, to in measured["missing_branches"]:
         if line not in conditions:
             continue
         # A condition that was never asked hangs on those above it.
-        reason = _reason(conditions[line][-1:] if line in asked else conditions[line])
+        reason = _reason(conditions[line][-1:] if line in asked else conditions[line], left_out)
         if reason is None:
             report.missed.append((line, to, conditions[line][-1]))
         else:
@@ -93,9 +98,9 @@ def _report(measured: dict[str, Any], module: ast.Module) -> Report:
     return report
 
 
-def _reason(conditions: list[str]) -> str | None:
-    """What of `LEFT_OUT` one of the conditions depends on."""
-    return next((name for name, pattern in LEFT_OUT.items() if any(re.search(pattern, text) for text in conditions)), None)
+def _reason(conditions: list[str], left_out: dict[str, str]) -> str | None:
+    """What is left out that one of the conditions depends on."""
+    return next((name for name, pattern in left_out.items() if any(re.search(pattern, text) for text in conditions)), None)
 
 
 def _conditions(function: ast.FunctionDef) -> dict[int, list[str]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import asdict
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from simulator.content import NOBODY
 from simulator.engine import EngineConfig
+from simulator.speculation import Acceptance, Drafting
 
 Version = Literal["0.26", "0.32"]
 
@@ -35,15 +37,22 @@ class Case(NamedTuple):
 
     engine: EngineConfig
     arrivals: tuple[Arrival, ...]
+    drafting: Drafting | None = None
+    """Which drafts are accepted, with `engine.speculative`."""
 
     def as_json(self) -> dict[str, Any]:
         """For `from_json`."""
-        return {"engine": self.engine.model_dump(exclude_defaults=True), "arrivals": self.arrivals}
+        document = {"engine": self.engine.model_dump(exclude_defaults=True), "arrivals": self.arrivals}
+        return document if self.drafting is None else document | {"drafting": asdict(self.drafting)}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Case:
         """What `as_json` wrote."""
-        return cls(EngineConfig(**document["engine"]), tuple(map(_arrival, document["arrivals"])))
+        drafting = document.get("drafting")
+        if drafting is not None:
+            acceptance = drafting["acceptance"] | {"rates": tuple(drafting["acceptance"]["rates"]), "growth": ()}
+            drafting = Drafting(Acceptance(**acceptance), drafting["seed"])
+        return cls(EngineConfig(**document["engine"]), tuple(map(_arrival, document["arrivals"])), drafting)
 
 
 def _arrival(row: list[Any]) -> Arrival:
@@ -89,6 +98,27 @@ def random_case(seed: int, vllm_version: Version = "0.26") -> Case:
     if rng.random() < 0.3:
         arrivals, options = _by_priority_to_the_last_block(rng, arrivals, options)
     return Case(EngineConfig(**options, vllm_version=vllm_version), arrivals)
+
+
+def speculative_case(seed: int, vllm_version: Version = "0.26") -> Case:
+    """A random case whose engine speculates; in every fifth of them requests come one token long, into running decodes."""
+    case = random_case(seed, vllm_version)
+    rng = np.random.default_rng([seed, 2])
+    drafts = int(rng.choice([1, 2, 3, 5]))
+    method = str(rng.choice(["ngram", "draft_model", "eagle", "eagle3"], p=[0.15, 0.15, 0.35, 0.35]))
+    rates = tuple(np.sort(rng.random(drafts))[::-1].round(3).tolist())
+    proposed = float(rng.choice([1.0, 0.6])) if method == "ngram" else 1.0
+    options = case.engine.model_dump() | {"speculative": {"method": method, "num_speculative_tokens": drafts}}
+    if method in ("ngram", "draft_model"):
+        options["async_scheduling"] = False
+    threshold = options["long_prefill_token_threshold"]
+    # Below 1 + K, vLLM counts drafts of a request of one token that it never scheduled: their number goes below zero.
+    options["long_prefill_token_threshold"] = max(threshold, 1 + drafts) if threshold else 0
+    options["max_num_batched_tokens"] += options["max_num_seqs"] * (method == "draft_model")
+    arrivals = case.arrivals
+    if seed % 5 == 0:
+        arrivals = tuple(arrival._replace(prompt_tokens=1) for arrival in arrivals)
+    return Case(EngineConfig(**options), arrivals, Drafting(Acceptance(rates, proposed), seed))
 
 
 def _by_priority_to_the_last_block(

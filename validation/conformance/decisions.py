@@ -9,11 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simulator.chunklog import ChunkLog
 from simulator.content import Contents, PromptContent
 from simulator.scheduler import Scheduler
 from simulator.sequence import NEVER, Sequence
 from simulator.steplog import StepLog
 from simulator.stepplan import StepPlan
+from simulator.verify import VerifyScheduler
+from simulator.verifyplan import VerifyPlan
 from validation.conformance.cases import Case, Inbox
 
 
@@ -62,7 +65,7 @@ def shared_heads(case: Case) -> list[int]:
 def simulated(case: Case) -> list[Decision]:
     """The decisions of `simulator.scheduler`, in order."""
     engine = case.engine
-    scheduler = Scheduler(engine, StepLog())
+    scheduler = Scheduler(engine, StepLog()) if case.drafting is None else VerifyScheduler(engine, ChunkLog(), case.drafting)
     made, asked, inbox = sequences(case), sequences(case), Inbox(case)
     done_rows: set[int] = set()
     decisions: list[Decision] = []
@@ -75,7 +78,7 @@ def simulated(case: Case) -> list[Decision]:
         while len(scheduler.in_flight) < engine.depth and scheduler.has_requests:
             plan = scheduler.schedule()
             scheduler.check_blocks()
-            computed = {s.row: _computed_tokens(s, plan.step) for s in scheduler.running}
+            computed = {s.row: _computed_tokens(s, plan.step, case.drafting is not None) for s in scheduler.running}
             row = probed(case, len(decisions), done_rows)
             found = 0 if row is None else len(scheduler.pool.lookup(asked[row]).blocks)
             decisions.append(_decision(scheduler, plan, tuple(sorted(finished)), before, computed)._replace(found=found))
@@ -114,7 +117,9 @@ def _decision(
     admitted = tuple(s.row for s in plan.admitted)
     # The simulator doesn't write down who decodes; it shows in how far each has come. Who is admitted may start with cached tokens.
     start = before | {s.row: end - n for s, n, end in plan.chunks if s.row in admitted}
-    tokens = ((row, n - start[row]) for row, n in computed.items())
+    tokens = ((row, n - start.get(row, 0)) for row, n in computed.items())
+    if isinstance(plan, VerifyPlan):
+        tokens = ((row.sequence.row, row.tokens) for row in plan.rows.values())
     size = scheduler.engine.block_size
     return Decision(
         finished=finished,
@@ -129,10 +134,12 @@ def _decision(
     )
 
 
-def _computed_tokens(sequence: Sequence, step: int) -> int:
+def _computed_tokens(sequence: Sequence, step: int, speculates: bool) -> int:
     """Positions computed once `step` is done, of a running sequence."""
     if sequence.decoding:
         return sequence.intercept + step
+    if speculates:
+        return sequence.num_computed_tokens
     if sequence.finish_step == NEVER:
         return sequence.num_computed_tokens
     # Its last token is on its way, and is never computed.

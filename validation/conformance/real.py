@@ -6,14 +6,14 @@ For vLLM 0.26 and 0.32. Its configuration objects, the model runner and the cloc
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import Future
 from queue import Queue
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from vllm.config import ObservabilityConfig, ParallelConfig, SchedulerConfig
+from vllm.config import ObservabilityConfig, ParallelConfig, SchedulerConfig, SpeculativeConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -21,16 +21,17 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
 
 from simulator.content import NOBODY
 from simulator.engine import EngineConfig
 from validation.conformance.cases import Arrival, Case, Inbox
 from validation.conformance.decisions import Decision, probed, shared_heads
+from validation.conformance.draft_kinds import DraftKinds
 from validation.conformance.kinds import Kinds
 
-EOS = 2
+EOS, DRAFT = 2, 3
 LONE_PROMPTS, LONE_ANSWERS = 1 << 20, 1 << 21
 """Content ids of what only one request has."""
 
@@ -42,6 +43,8 @@ class Runner:
         self._case = case
         self._text = text
         self._emitted = [0] * len(case.arrivals)
+        self._computed = [0] * len(case.arrivals)
+        self._drafts = [] if case.drafting is None else [case.drafting.of(row) for row in range(len(case.arrivals))]
         self._sampled: Any = None
 
     def execute_model(self, plan: Any, non_block: bool) -> Future[Any]:
@@ -50,12 +53,23 @@ class Runner:
         start = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         start |= {new.req_id: new.num_computed_tokens for new in plan.scheduled_new_reqs}
         rows = plan.num_scheduled_tokens
+        for request_id in rows:
+            # With drafts in flight, vLLM's count of computed tokens runs ahead of what is computed; only a new beginning shows in it.
+            if start[request_id] == 0 or self._case.drafting is None:
+                self._computed[int(request_id)] = start[request_id]
+        drafts = {request_id: len(tokens) for request_id, tokens in plan.scheduled_spec_decode_tokens.items() if start[request_id]}
         self._sampled = ModelRunnerOutput(
             req_ids=list(rows),
             req_id_to_index={request_id: index for index, request_id in enumerate(rows)},
-            sampled_token_ids=[self._sample(int(request_id), start[request_id] + tokens) for request_id, tokens in rows.items()],
+            sampled_token_ids=[self._sample(int(request_id), tokens, drafts.get(request_id, 0)) for request_id, tokens in rows.items()],
         )
         return self.sample_tokens(None, non_block)
+
+    def take_draft_token_ids(self) -> DraftTokenIds:
+        """Drafts for the requests of the step just run."""
+        engine = self._case.engine
+        proposed = [self._drafts[int(request_id)].proposed(self._emitted[int(request_id)]) for request_id in self._sampled.req_ids]
+        return DraftTokenIds(self._sampled.req_ids, [[DRAFT] * (engine.decode_query_len - 1) * some for some in proposed])
 
     def sample_tokens(self, _grammar: None, non_block: bool) -> Future[Any]:  # noqa: ARG002 - vLLM's own signature
         """The result of the step just run."""
@@ -63,15 +77,19 @@ class Runner:
         future.set_result(self._sampled)
         return future
 
-    def _sample(self, row: int, end: int) -> list[int]:
+    def _sample(self, row: int, tokens: int, drafts: int) -> list[int]:
         arrival = self._case.arrivals[row]
-        if end < arrival.prompt_tokens + self._emitted[row]:
+        self._computed[row] += tokens
+        if self._computed[row] < arrival.prompt_tokens + self._emitted[row]:
             return []
-        self._emitted[row] += 1
+        before = self._emitted[row]
+        self._emitted[row] += 1 + (min(self._drafts[row].accepted(before), drafts) if drafts else 0)
+        self._computed[row] = arrival.prompt_tokens + self._emitted[row] - 1
         limit = min(arrival.max_tokens, self._case.engine.max_model_len - arrival.prompt_tokens)
         # Where a limit ends the output anyway, every other request says nothing of its end.
-        ends = self._emitted[row] == arrival.output_tokens and (arrival.output_tokens < limit or row % 2 == 1)
-        return [EOS if ends else self._text.answer(row, self._emitted[row] - 1)]
+        ends = arrival.output_tokens < limit or row % 2 == 1
+        answer = self._text.answer
+        return [EOS if ends and token + 1 == arrival.output_tokens else answer(row, token) for token in range(before, self._emitted[row])]
 
 
 class Text:
@@ -94,7 +112,7 @@ class Text:
 
     @staticmethod
     def _token(content_id: int, place: int) -> int:
-        return EOS + 1 + (content_id << 16) + place
+        return DRAFT + 1 + (content_id << 16) + place
 
 
 class Driver:
@@ -103,7 +121,7 @@ class Driver:
     def __init__(self, case: Case, use_v2_model_runner: bool) -> None:
         self.case = case
         self.decisions: list[Decision] = []
-        self.kinds = Kinds(case)
+        self.kinds = Kinds(case) if case.drafting is None else DraftKinds(case)
         engine = case.engine
         watched = _watched(AsyncScheduler if engine.async_scheduling else Scheduler)
         self.scheduler = watched(self, **_scheduler_arguments(engine, use_v2_model_runner))
@@ -126,7 +144,8 @@ class Driver:
                 self.scheduler.add_request(_request(row, self.case.arrivals[row], self.text.prompt(row), self._hasher))
             # As `EngineCoreProc.has_work` and `run_busy_loop` have it: new requests are taken in between any two steps.
             if self.scheduler.has_requests() or self._core.batch_queue:
-                self._step()
+                _, executed = self._step()
+                self._core.post_step(executed)
             elif (handled := inbox.next_handled(self.done)) is not None:
                 self.handled = handled
             else:
@@ -187,22 +206,7 @@ def _watched(base: Any) -> Any:
                 return blocks
 
             self.kv_cache_manager.allocate_slots = watched_allocate_slots
-            self._watch_cache(self.kv_cache_manager.block_pool)
-
-        def _watch_cache(self, pool: Any) -> None:
-            counts, cached = self._driver.kinds.counts, pool.cached_block_hash_to_block
-            insert, pop = cached.insert, cached.pop
-
-            def watched_insert(key: Any, block: Any) -> None:
-                counts["two blocks of one content"] += cached.get_one_block(key) is not None
-                insert(key, block)
-
-            def watched_pop(key: Any, block_id: int) -> Any:
-                block = pop(key, block_id)
-                counts["cached block taken for something else"] += block is not None
-                return block
-
-            cached.insert, cached.pop = watched_insert, watched_pop
+            _watch_cache(self.kv_cache_manager.block_pool, driver.kinds.counts)
 
         def schedule(self, throttle_prefills: bool = False) -> Any:
             unfinished = self.has_unfinished_requests()
@@ -224,6 +228,8 @@ def _watched(base: Any) -> Any:
             status = {
                 request_id: self.requests[request_id].status for request_id in plan.num_scheduled_tokens if request_id in self.requests
             }
+            if isinstance(self._driver.kinds, DraftKinds):
+                self._driver.kinds.sampled(plan, output, self.requests)
             outputs = super().update_from_output(plan, output)
             done = [o.request_id for part in outputs.values() for o in part.outputs if o.finish_reason is not None]
             self._driver.kinds.handled(plan, status, done)
@@ -232,6 +238,22 @@ def _watched(base: Any) -> Any:
             return outputs
 
     return Watched
+
+
+def _watch_cache(pool: Any, counts: Counter[str]) -> None:
+    cached = pool.cached_block_hash_to_block
+    insert, pop = cached.insert, cached.pop
+
+    def watched_insert(key: Any, block: Any) -> None:
+        counts["two blocks of one content"] += cached.get_one_block(key) is not None
+        insert(key, block)
+
+    def watched_pop(key: Any, block_id: int) -> Any:
+        block = pop(key, block_id)
+        counts["cached block taken for something else"] += block is not None
+        return block
+
+    cached.insert, cached.pop = watched_insert, watched_pop
 
 
 def _block_hasher(engine: EngineConfig) -> Any:
@@ -268,7 +290,9 @@ def _scheduler_arguments(engine: EngineConfig, use_v2_model_runner: bool) -> dic
 
 def _vllm_config(engine: EngineConfig, use_v2_model_runner: bool) -> SimpleNamespace:
     """The part of `VllmConfig` that a scheduler asks for: a text model on one GPU, without the features that are left out here."""
-    left_out = ("lora_config", "kv_events_config", "kv_transfer_config", "ec_transfer_config", "speculative_config")
+    left_out = ("lora_config", "kv_events_config", "kv_transfer_config", "ec_transfer_config")
+    speculation = _speculative_config(engine)
+    lookahead = engine.speculative.num_lookahead_tokens if engine.speculative else 0
     return SimpleNamespace(
         scheduler_config=SchedulerConfig(
             max_model_len=engine.max_model_len,
@@ -281,6 +305,7 @@ def _vllm_config(engine: EngineConfig, use_v2_model_runner: bool) -> SimpleNames
             scheduler_reserve_full_isl=engine.scheduler_reserve_full_isl,
             watermark=engine.watermark,
             async_scheduling=engine.async_scheduling,
+            max_num_scheduled_tokens=_max_num_scheduled_tokens(engine, speculation),
         ),
         cache_config=SimpleNamespace(
             num_gpu_blocks=engine.num_gpu_blocks,
@@ -305,14 +330,29 @@ def _vllm_config(engine: EngineConfig, use_v2_model_runner: bool) -> SimpleNames
         aux_output_config=SimpleNamespace(enabled=False),
         ec_manager_config=SimpleNamespace(get_encoder_cache_manager_obj=lambda: None),
         is_mm_encoder_only=False,
-        num_speculative_tokens=0,
-        num_lookahead_tokens=0,
-        num_prefill_lookahead_tokens=0,
+        speculative_config=speculation,
+        num_speculative_tokens=engine.decode_query_len - 1,
+        num_lookahead_tokens=lookahead,
+        num_prefill_lookahead_tokens=lookahead,
         max_concurrent_batches=engine.depth,
         max_in_flight_tokens=engine.depth * engine.max_num_batched_tokens,
         use_v2_model_runner=use_v2_model_runner,
         **dict.fromkeys(left_out),
     )
+
+
+def _speculative_config(engine: EngineConfig) -> SpeculativeConfig | None:
+    """vLLM's own, without the draft model that it would look for."""
+    if engine.speculative is None:
+        return None
+    config = SpeculativeConfig.__new__(SpeculativeConfig)
+    vars(config).update(engine.speculative.model_dump(), parallel_drafting=False, num_speculative_tokens_per_batch_size=None)
+    return config
+
+
+def _max_num_scheduled_tokens(engine: EngineConfig, config: SpeculativeConfig | None) -> int | None:
+    """As `VllmConfig._set_max_num_scheduled_tokens` has it."""
+    return None if config is None else engine.max_num_batched_tokens - config.max_num_new_slots_for_drafting * engine.max_num_seqs
 
 
 def _engine_core(scheduler: Any, runner: Runner, depth: int) -> Any:
@@ -329,7 +369,8 @@ def _engine_core(scheduler: Any, runner: Runner, depth: int) -> Any:
         is_ec_consumer=True,
         is_mm_encoder_only=False,
         is_pooling_model=False,
-        check_for_draft_tokens=False,
+        check_for_draft_tokens=scheduler.vllm_config.speculative_config is not None,
+        async_scheduling=depth > 1,
         _weight_version=None,
     )
     return core

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, cast, get_args
 
 from simulator.errors import UserError
 from validation.conformance.cases import Case, Version, random_case
 from validation.conformance.decisions import Decision, simulated
-from validation.conformance.prefix_cases import random_prefix_case
 
 
 class Outcome(NamedTuple):
@@ -55,13 +54,13 @@ def installed() -> Version:
     raise UserError(f"vLLM {version}: expected one of {', '.join(get_args(Version))}")
 
 
-def outcomes(version: Version, first_seed: int, *, prefix_caching: bool = False) -> Iterator[Outcome]:
+def outcomes(version: Version, first_seed: int, make: Callable[[int, Version], Case] = random_case) -> Iterator[Outcome]:
     """The cases of all seeds from `first_seed` on, on the vLLM that is installed."""
     from validation.conformance.real import Driver
 
     seed = first_seed
     while True:
-        case = random_prefix_case(seed, version) if prefix_caching else random_case(seed, version)
+        case = make(seed, version)
         driver = Driver(case, use_v2_model_runner=seed % 2 == 0).run()
         yield Outcome(seed, case, driver.decisions, driver.kinds.counts, difference(simulated(case), driver.decisions))
         seed += 1

@@ -1,0 +1,54 @@
+"""No fit sees the traces it is judged on; where one was fitted to a trace, every table says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from simulator.artifact import Artifact
+from simulator.models import MODELS
+from validation.__main__ import TRACES
+from validation.compare import compare
+from validation.judged import IN_SAMPLE, Judged, cells
+from validation.page import page
+from validation.replay import Recording, replay
+from validation.split import Split
+
+SHIPPED = sorted(path.parent for path in TRACES.glob("*/meta.json"))
+ARTIFACTS = [path for path in sorted(MODELS.rglob("*.json")) if "provenance" in json.loads(path.read_text())]
+
+
+def recording(folder: Path) -> Recording | None:
+    """None: it holds what the simulator does not model, so that nothing is judged on it."""
+    from simulator.errors import UserError
+
+    try:
+        return Recording.read(folder)
+    except UserError:
+        return None
+
+
+@pytest.mark.parametrize("path", ARTIFACTS, ids=lambda path: "/".join(path.parts[-3:]))
+def test_what_was_fitted_to_a_profile_has_seen_no_trace(path: Path) -> None:
+    artifact = Artifact.model_validate(json.loads(path.read_text()))
+    traces = [each for folder in SHIPPED if (each := recording(folder))]
+    seen = [each.meta.name for each in traces if each.is_source_of(artifact)]
+    if artifact.provenance.fitted_by == "profiler.fit_trace":
+        assert seen == [artifact.provenance.source]
+    else:
+        assert artifact.provenance.fitted_by == "profiler.fit_profile"
+        assert not seen
+        assert artifact.provenance.source.startswith("profile of ")
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_a_fitted_trace_is_marked_and_is_no_evidence(folder: Path) -> None:
+    found = recording(folder)
+    if found is None:
+        pytest.skip("not modelled yet")
+    judged = Judged(compare(replay(found, cost_model=None, router=None, seed=0)), Split(None, None, ""), None)
+    in_sample = judged.comparison.replay.in_sample
+    assert cells(judged)[0].endswith(IN_SAMPLE) == in_sample
+    assert ("no evidence" in page([judged], [])) == in_sample

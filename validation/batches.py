@@ -1,0 +1,160 @@
+"""Error of the cost model alone: the batches that the engine really ran, and the times that the model gives them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from simulator.clock import EngineClock
+from simulator.cost import CostModel
+from simulator.engine import EngineConfig
+from simulator.features import StepFeatures
+from simulator.request import RequestTable
+from simulator.workload.base import NS_PER_S
+
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+WINDOW = 6
+"""Steps whose times are summed: with one GPU, a step's time shows up in two gaps between results, in parts that change."""
+
+FEWEST_WINDOWS = 10
+"""Of fewer no median is told."""
+
+
+@dataclass(frozen=True)
+class WindowErrors:
+    """Over windows that do not overlap and do not span idle times: predicted / measured − 1."""
+
+    windows: int
+    median_abs: float
+    p90_abs: float
+    signed_sum: float
+    """Of the sums over all windows."""
+
+
+@dataclass(frozen=True)
+class BatchErrors:
+    """The cost model on the measured batches."""
+
+    all_steps: WindowErrors
+    with_prefill: WindowErrors | None
+    """Windows in which a prompt was computed; None: there are too few to tell."""
+    token_time: float
+    """Error of the mean gap between a sequence's tokens: gaps weighted with the sequences that decode in them."""
+
+
+def batch_errors(
+    steps: pd.DataFrame, requests: RequestTable, latencies: dict[str, Float64], engine: EngineConfig, cost: CostModel
+) -> BatchErrors | None:
+    """Holds predicted against measured times of the recorded batches; None: the engine was hardly ever busy for a window's steps.
+
+    `latencies`: the measured `ttft_s` and `e2e_s`, float64[n].
+    """
+    measured, predicted, prefill, weight = [], [], [], []
+    longest = _longest_contexts(steps, requests, latencies)
+    for _, rows in steps.groupby("replica"):
+        first = first_of_runs(rows, engine.depth)
+        ends_s = _predicted_ends_s(
+            _features(rows, longest[rows.index], engine), rows["schedule_s"].to_numpy(np.float64), first, engine, cost
+        )
+        known = ~first
+        measured.append(np.where(known, rows["update_s"].diff(), np.nan))
+        predicted.append(np.where(known, np.diff(ends_s, prepend=0.0), np.nan))
+        prefill.append(rows["prefill_tokens"].to_numpy() > 0)
+        weight.append(np.where(known, rows["decode_seqs"].to_numpy(np.float64), 0.0))
+    both = np.column_stack([np.concatenate(column) for column in (measured, predicted, prefill)]).astype(np.float64)
+    weights = np.concatenate(weight)
+    token_s = [np.nansum(both[:, column] * weights) for column in (0, 1)]
+    sums = _window_sums(both)
+    if len(sums) < FEWEST_WINDOWS:
+        return None
+    mixed = sums[sums[:, 2] > 0]
+    return BatchErrors(_errors(sums), _errors(mixed) if len(mixed) >= FEWEST_WINDOWS else None, float(token_s[1] / token_s[0] - 1))
+
+
+def first_of_runs(steps: pd.DataFrame, depth: int) -> NDArray[np.bool_]:
+    """bool[k]: the engine was empty before this step, so that its duration is not the gap to the result before it.
+
+    With two steps in flight the next one is chosen before the last result is there; a synchronous engine's always comes after it.
+    """
+    late = steps["schedule_s"].to_numpy()[1:] > steps["update_s"].to_numpy()[:-1]
+    if depth == 1:
+        late &= steps["decode_seqs"].to_numpy()[1:] == 0
+    return np.concatenate([[True], late])
+
+
+def _features(rows: pd.DataFrame, longest: Int64, engine: EngineConfig) -> list[StepFeatures]:
+    tokens, seqs = rows["prefill_tokens"].to_numpy(np.int64), rows["prefill_seqs"].to_numpy(np.int64)
+    decode = rows["decode_seqs"].to_numpy(np.int64)
+    verify = rows["verify_tokens"].to_numpy(np.int64) if "verify_tokens" in rows else np.zeros_like(decode)
+    launched = [engine.graphs.pad(int(n), bool(uniform)) for n, uniform in zip(tokens + decode + verify, seqs == 0, strict=True)]
+    pads, modes = zip(*launched, strict=True)
+    columns = (seqs, tokens, rows["prefill_context_tokens"], _attention(rows), decode, rows["decode_context_tokens"], longest, verify)
+    return [StepFeatures(*row) for row in zip(*(np.asarray(column).tolist() for column in (*columns, pads)), modes, strict=True)]
+
+
+def _attention(rows: pd.DataFrame) -> Int64:
+    """int64[k]: pairs of a chunk's token and one that it attends to. Exact for one chunk; several are taken as equally long."""
+    tokens, seqs, ends = (rows[name].to_numpy(np.float64) for name in ("prefill_tokens", "prefill_seqs", "prefill_context_tokens"))
+    chunk = tokens / np.maximum(seqs, 1)
+    products = rows["prefill_attention_tokens"].to_numpy(np.float64) if "prefill_attention_tokens" in rows else chunk * ends
+    # Prompts that are computed whole: half of their squares, however unequal they are.
+    pairs = np.where(ends == tokens, (products + tokens) / 2, products - seqs * chunk * (chunk - 1) / 2)
+    whole: Int64 = np.rint(pairs).astype(np.int64)
+    return whole
+
+
+def _longest_contexts(steps: pd.DataFrame, requests: RequestTable, latencies: dict[str, Float64]) -> Int64:
+    """int64[k]: as recorded, or from the requests: between its first token and its last a context grows evenly."""
+    if "decode_context_max_tokens" in steps:
+        recorded: Int64 = steps["decode_context_max_tokens"].to_numpy(np.int64)
+        return recorded
+    update_s, longest = steps["update_s"].to_numpy(np.float64), np.zeros(len(steps))
+    first_s = requests.arrival_ns / NS_PER_S + latencies["ttft_s"]
+    last_s = requests.arrival_ns / NS_PER_S + latencies["e2e_s"]
+    ranges = np.searchsorted(update_s, [first_s, last_s])
+    for low, high, prompt, output in zip(*ranges, requests.prompt_tokens, requests.output_tokens, strict=True):
+        longest[low:high] = np.maximum(longest[low:high], prompt + np.linspace(1, output, high - low))
+    least = steps["decode_context_tokens"].to_numpy() / np.maximum(steps["decode_seqs"].to_numpy(), 1)
+    return np.rint(np.where(steps["decode_seqs"] > 0, np.maximum(longest, least), 0)).astype(np.int64)
+
+
+def _predicted_ends_s(
+    features: list[StepFeatures], schedule_s: Float64, first: NDArray[np.bool_], engine: EngineConfig, cost: CostModel
+) -> Float64:
+    """float64[k]: when each result would be handled, by the engine's two clocks; after an idle time they start where it ended."""
+    handled_ns = np.zeros(len(features), np.int64)
+    clock, start, now_ns = EngineClock(0), 0, 0
+    for step, its in enumerate(features):
+        if first[step]:
+            clock, start = EngineClock(cost.artifact.overheads.schedule_ns), step
+            now_ns = round(schedule_s[step] * NS_PER_S)
+        elif step - start >= engine.depth:
+            now_ns = int(handled_ns[step - engine.depth])
+        lead_ns, launch_ns = cost.launch_ns(its)
+        gpu_end_ns = clock.launch(now_ns, int(cost.gpu_ns(its)), launch_ns, lead_ns)
+        # The step before is handled once the thread has launched this one.
+        if engine.depth == 2 and step > start:
+            handled_ns[step - 1] = max(handled_ns[step - 1], clock.cpu_free_ns)
+        handled_ns[step] = gpu_end_ns
+    return handled_ns / NS_PER_S
+
+
+def _window_sums(rows: Float64) -> Float64:
+    """float64[m, columns]: sums over windows of successive rows, none of them NaN."""
+    sums, low = [], 0
+    for high in [*np.flatnonzero(~np.isfinite(rows).all(axis=1)), len(rows)]:
+        usable = (high - low) // WINDOW * WINDOW
+        sums.append(rows[low : low + usable].reshape(-1, WINDOW, rows.shape[1]).sum(axis=1))
+        low = high + 1
+    return np.concatenate(sums)
+
+
+def _errors(sums: Float64) -> WindowErrors:
+    error = np.abs(sums[:, 1] / sums[:, 0] - 1)
+    median, p90 = np.quantile(error, [0.5, 0.9])
+    return WindowErrors(len(sums), float(median), float(p90), float(sums[:, 1].sum() / sums[:, 0].sum() - 1))

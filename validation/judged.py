@@ -1,0 +1,150 @@
+"""A trace with all that is said of it, and the table of all traces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from validation.compare import Comparison
+from validation.repeat import Repeatability
+from validation.split import Split
+from validation.table import as_json, as_text, percent
+
+IN_SAMPLE, LENT = "*", "†"
+COLUMNS = (
+    *(("E2E", "e2e_s", statistic) for statistic in ("mean", "p50", "p90", "p99")),
+    *(("TPOT", "tpot_s", statistic) for statistic in ("mean", "p50", "p90", "p99")),
+    *(("TTFT", "ttft_s", statistic) for statistic in ("mean", "p50", "p99")),
+)
+REPEATED = (("E2E", "e2e_s"), ("TPOT", "tpot_s"), ("TTFT", "ttft_s"))
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """One trace."""
+
+    comparison: Comparison
+    split: Split
+    repeatability: Repeatability | None
+
+    @property
+    def name(self) -> str:
+        return self.comparison.replay.recording.meta.name
+
+    def json(self) -> dict[str, Any]:
+        """The comparison's object, with where the error comes from and what the GPU itself repeats."""
+        return {
+            **as_json(self.comparison),
+            "split": {
+                "cost_model": asdict(self.split.cost_model) if self.split.cost_model else None,
+                "scheduler": asdict(self.split.scheduler) if self.split.scheduler else None,
+                "why_not": self.split.why_not or None,
+            },
+            "repeatability": self.repeatability,
+        }
+
+    def text(self) -> str:
+        """The comparison's table, with the split by source below."""
+        return "\n".join(
+            [as_text(self.comparison), *self._repeat_lines(), *self._way_lines(), "", "where the error comes from", *self._split_lines()]
+        )
+
+    def _repeat_lines(self) -> list[str]:
+        if self.repeatability is None:
+            return ["repeatability: this workload was measured once"]
+        told = (
+            f"{label} mean {self.repeatability[name]['mean']:.2%}, p99 {self.repeatability[name]['p99']:.2%}" for label, name in REPEATED
+        )
+        return [f"repeatability (measured again): {'; '.join(told)}"]
+
+    def _way_lines(self) -> list[str]:
+        """What lies between client and engine, where the recorder saw it: more of it through a server."""
+        meta, modelled = self.comparison.replay.recording.meta, self.comparison.replay.result.scenario.cost.artifact.overheads
+        if meta.overheads is None:
+            return []
+        ways = [f"{name} {1e3 * meta.overheads[f'{name}_s']:.1f} ms" for name in ("ingress", "egress")]
+        taken = f"the cost model has {modelled.ingress_ns / 1e6:.1f} and {modelled.egress_ns / 1e6:.1f} ms"
+        waited = "" if "to_scheduler_s" in meta.overheads else ", the wait for the next step included"
+        return [f"between client and engine: {', '.join(ways)} (medians{waited}; {taken}); {meta.client.partition(';')[0]}"]
+
+    def _split_lines(self) -> list[str]:
+        lines = []
+        if batches := self.split.cost_model:
+            windows = (
+                f"windows of 6 steps {percent(batches.all_steps.signed_sum)} in sum, median |error| {batches.all_steps.median_abs:.2%}"
+            )
+            if batches.with_prefill:
+                windows += f" (with a prompt {percent(batches.with_prefill.signed_sum)}, {batches.with_prefill.median_abs:.2%})"
+            lines.append(f"  cost model on the measured batches     a token's time {percent(batches.token_time)}; {windows}")
+        if scheduler := self.split.scheduler:
+            told = ", ".join(f"{label} {percent(scheduler.errors[name]['mean'])}" for label, name in REPEATED)
+            same = f"{scheduler.same_composition:.1%} of the steps as measured"
+            lines.append(f"  scheduler on the measured durations    {told} in the mean; {same}{_preempted(scheduler.preemptions)}")
+        errors = self.comparison.rows
+        lines.append(
+            "  both (the table above)                 " + ", ".join(f"{n} {percent(errors[k].errors['mean'])}" for n, k in REPEATED)
+        )
+        return [*lines, f"  {self.split.why_not}"] if self.split.why_not else lines
+
+
+def _preempted(found: Any) -> str:
+    if not found.simulated and not found.measured:
+        return ""
+    counts = f"; preemptions {found.simulated} for {found.measured}"
+    return counts if found.both is None else f"{counts}, {found.both} of {found.both + found.only_measured} preempted requests the same"
+
+
+def header() -> tuple[str, ...]:
+    """Of the table of all traces."""
+    return (
+        "trace",
+        "requests",
+        *(f"{label} {statistic}" for label, _, statistic in COLUMNS),
+        "|E2E, TPOT|",
+        "repeats",
+        "preempted",
+        "blocks",
+    )
+
+
+def cells(judged: Judged) -> tuple[str, ...]:
+    """A trace's row: signed relative errors; `|E2E, TPOT|` is the mean of the absolute ones of both, `repeats` what `legend` says."""
+    comparison = judged.comparison
+    replay = comparison.replay
+    mark = IN_SAMPLE if replay.in_sample else LENT if replay.recording.lent_overheads(replay.result.scenario.cost.artifact) else ""
+    errors = [comparison.rows[name].errors[statistic] if name in comparison.rows else None for _, name, statistic in COLUMNS]
+    again = judged.repeatability
+    repeats = f"{again['e2e_s']['mean']:.1%}, {again['tpot_s']['mean']:.1%}" if again else "–"
+    counts = comparison.preemptions
+    blocks = comparison.totals.get("num_gpu_blocks")
+    return (
+        judged.name + mark,
+        f"{len(replay.result.requests):,}",
+        *("–" if error is None else f"{error:+.1%}" for error in errors),
+        f"{comparison.average_abs:.2%}",
+        repeats,
+        f"{counts.simulated} for {'?' if counts.measured is None else counts.measured}",
+        "set" if blocks is None else f"{blocks[0] / blocks[1] - 1:+.1%}",
+    )
+
+
+def overview(judged: Sequence[Judged], refused: Sequence[str]) -> str:
+    """The table of all traces as text, with what could not be replayed below."""
+    rows = [header(), *(cells(each) for each in judged)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        row[0].ljust(widths[0]) + "".join(cell.rjust(width + 2) for cell, width in zip(row[1:], widths[1:], strict=True)) for row in rows
+    ]
+    return "\n".join(["simulated / measured − 1", "", *lines, "", *legend(judged), *(f"not replayed: {reason}" for reason in refused)])
+
+
+def legend(judged: Sequence[Judged]) -> list[str]:
+    """What the marks mean, as far as they occur."""
+    marks = "".join(cells(each)[0][-1] for each in judged)
+    told = ["repeats: E2E and TPOT of the same requests measured again, |a / b − 1| of the means; –: measured once"]
+    if IN_SAMPLE in marks:
+        told.append(f"{IN_SAMPLE} in sample: the cost model was fitted to this very trace")
+    if LENT in marks:
+        told.append(f"{LENT} step times never saw this trace; ways from and to the client were read off it")
+    return told

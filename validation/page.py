@@ -1,0 +1,90 @@
+"""All traces as one HTML file that needs nothing else: the table of errors, and a sheet for each trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from simulator.errors import UserError
+from simulator.page import CONFIG, STYLE
+from validation.judged import Judged, cells, header, legend
+from validation.sheet import sheet
+
+WIDER = """
+main { max-width: 1560px; }
+pre { overflow-x: auto; font-size: 12.5px; line-height: 1.45; margin: 8px 0 0; }
+td:first-child, th:first-child { text-align: left; }
+.eyebrow + h1 { margin-bottom: 16px; }
+th, td { padding: 6px 7px; font-size: 13px; }
+"""
+
+
+def write_page(judged: Sequence[Judged], refused: Sequence[str], folder: Path) -> Path:
+    """Writes `report.html` into the folder; returns its path.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = folder / "report.html"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(page(judged, refused), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"out={folder}: cannot be written ({error.strerror})") from None
+    return path
+
+
+def page(judged: Sequence[Judged], refused: Sequence[str]) -> str:
+    """The HTML text."""
+    from plotly.offline import get_plotlyjs
+
+    notes = [*legend(judged), *(f"not replayed: {reason}" for reason in refused)]
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>Simulated against measured</title>
+<style>{STYLE}{WIDER}</style>
+<script>{get_plotlyjs()}</script>
+</head>
+<body>
+<main>
+<p class="eyebrow">Simulated against measured</p>
+<h1>{escape(_headline(judged))}</h1>
+<section><h2>Errors, simulated / measured − 1</h2><div class="wide">{_table(judged)}</div>
+{"".join(f'<p class="caption">{escape(note)}</p>' for note in notes)}</section>
+{"".join(_section(each) for each in judged)}
+<footer>Replayed by howmanygpus: arrivals and lengths of the trace, vLLM's scheduling rules, step times of the cost model.
+Predictions were written before any measured latency was read.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def _headline(judged: Sequence[Judged]) -> str:
+    """The errors of the traces that no fit has seen; those in sample are no evidence."""
+    unseen = [each for each in judged if not each.comparison.replay.in_sample]
+    if not unseen:
+        return "Every trace here was seen by its fit: no evidence"
+    average = np.mean([each.comparison.average_abs for each in unseen])
+    traces = f"{len(unseen)} trace{'s' * (len(unseen) > 1)} that no fit has seen"
+    return f"E2E and TPOT of {traces} are predicted within {average:.1%} on average"
+
+
+def _table(judged: Sequence[Judged]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header())
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells(each))}</tr>" for each in judged)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _section(judged: Judged) -> str:
+    size = {"default_width": "100%", "default_height": "560px"}
+    drawing = sheet(judged.comparison).to_html(full_html=False, include_plotlyjs=False, config=CONFIG, **size)
+    figures = f"<details open><summary>All figures</summary><pre>{escape(judged.text())}</pre></details>"
+    return f"<section><h2>{escape(judged.name)}</h2>{drawing}{figures}</section>"
