@@ -15,9 +15,10 @@ HELP = """\
 How many GPUs do I need to serve this reasoning model, for this traffic, within these latencies?
 
 CONFIG is a YAML file. Its `command` says what is done:
-  plan        finds the smallest number of GPUs that meets the SLOs
+  plan        finds the smallest number of GPUs that meets the SLOs; plan.opts=all says with which optimization it is the smallest
   simulate    runs one service and says what its clients saw
   crossover   compares speculative decoding with none over the batch size
+  compare     runs variants of a service under the same traffic, and says what was published about them and whether it agrees
 
 Any key of it can be given anew:
   python -m simulator conf/capacity_planning.yaml
@@ -50,10 +51,14 @@ def main(arguments: list[str]) -> int:
         parser.add_argument("overrides", metavar="key=value", nargs="*", help="overrides of its keys and groups")
         given = parser.parse_args(arguments)
         config = load(given.config, given.overrides)
-        if config.command == "plan":
+        if config.command == "plan" and config.plan.opts is not None:
+            _choose(given.config, given.overrides)
+        elif config.command == "plan":
             _plan(config)
         elif config.command == "crossover":
             _crossover(config)
+        elif config.command == "compare":
+            _compare(given.config, given.overrides)
         else:
             _simulate(config)
         sys.stdout.flush()
@@ -77,9 +82,10 @@ def _simulate(config: Config) -> None:
     from simulator.screen import run_text
     from simulator.simulate import simulate
     from simulator.summary import summary
+    from simulator.variants import compared, per_group, serving_share
 
     scenario = config.scenario()
-    requests, replicas = len(scenario.workload.requests), scenario.num_replicas
+    requests, replicas = len(scenario.workload.requests), sum(group.num_replicas for group in scenario.groups)
     print(f"simulating {requests:,} requests on {replicas} replica{'s' if replicas > 1 else ''}", file=sys.stderr)
     with tqdm(desc="simulating", total=requests, unit="request", leave=False, disable=None, file=sys.stderr, dynamic_ncols=True) as bar:
 
@@ -87,7 +93,16 @@ def _simulate(config: Config) -> None:
             bar.update(finished - bar.n)
 
         result = simulate(scenario, advance)
-    figures = {**summary(result, config.slo), "outside_domain": outside_domain(result)}
+    figures = {
+        **summary(result, config.slo),
+        "outside_domain": outside_domain(result),
+        "groups": per_group(result),
+        "serving_share": serving_share(result),
+        "engine_start_s": max(spec.engine_start_s or 0.0 for spec in (scenario.outages, scenario.autoscaling) if spec is not None)
+        if scenario.outages or scenario.autoscaling
+        else None,
+        "compared": compared(scenario, result, config.slo),
+    }
     folder = write_run(config, result, figures)
     print(run_text(config, figures, textwrap.fill(scenario.workload.description, 120)))
     print(f"\nfiles: {folder}")
@@ -104,6 +119,20 @@ def _plan(config: Config) -> None:
     from simulator.report import show
 
     show(config, plan(config))
+
+
+def _choose(path: str, overrides: list[str]) -> None:
+    from simulator.choice import choose
+    from simulator.choice_report import show
+
+    show(choose(path, overrides))
+
+
+def _compare(path: str, overrides: list[str]) -> None:
+    from simulator.compare import compare
+    from simulator.compare_report import show
+
+    show(compare(path, overrides))
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ def _shown(plan: Plan) -> Candidate | None:
     return plan.chosen or next(reversed(plan.candidates.values()), None)
 
 
-def _figure(x_title: str, y_title: str) -> go.Figure:
+def axes(x_title: str, y_title: str) -> go.Figure:
+    """An empty figure in the style of all reports."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -98,7 +99,7 @@ def _limit(figure: Any, value: float, text: str, *, vertical: bool = False) -> N
 
 
 def _attainment(plan: Plan) -> Chart:
-    figure = _figure("GPUs", "requests within the limit")
+    figure = axes("GPUs", "requests within the limit")
     gpus, slos = _gpus(plan), plan.question.slos
     needed = {slo.name: slo.percentile / 100 for slo in slos.limits} | {GOODPUT: slos.min_goodput_share or 0.0}
     least = 1.0
@@ -130,7 +131,7 @@ def _binding(plan: Plan, shown: Candidate) -> Chart:
         ANSWER if candidate.num_replicas == plan.num_replicas else MORE if candidate.suffices else FEWER
         for candidate in plan.candidates.values()
     ]
-    figure = _figure("GPUs", f"{label} ({unit})")
+    figure = axes("GPUs", f"{label} ({unit})")
     figure.add_scatter(
         x=gpus, y=[value if isfinite(value) else None for value in values], mode="lines+markers", line={"color": "#b8c2cc"},
         marker={"size": 11, "color": colors}, error_y={"type": "data", "array": half, "color": INK, "thickness": 1.5, "width": 7},
@@ -162,7 +163,7 @@ def _distribution(plan: Plan, metric: str) -> Chart | None:
     limits = [slo for slo in plan.question.slos.limits if slo.metric == metric]
     drawn = [slo for slo in limits if slo.limit_s <= FAR * most]
     scale, unit = _unit([most])
-    figure = _figure(f"{metric.upper()} ({unit})", "share of requests")
+    figure = axes(f"{metric.upper()} ({unit})", "share of requests")
     for candidate, latency in curves:
         gpus = candidate.num_replicas * plan.question.gpus_per_replica
         color = ANSWER if candidate.num_replicas == plan.num_replicas else MORE if candidate.suffices else FEWER
@@ -223,7 +224,7 @@ def _unit(seconds: Iterable[float]) -> tuple[float, str]:
 
 def _kv_usage(plan: Plan, shown: Candidate) -> Chart:
     trial = shown.trials[0]
-    figure = _figure("time (s)", "KV cache in use")
+    figure = axes("time (s)", "KV cache in use")
     time_s = np.round(trial.time_s, 2)
     least, most, mean = trial.kv_usage.min(1), trial.kv_usage.max(1), trial.kv_usage.mean(1)
     if trial.kv_usage.shape[1] > 1:
@@ -253,7 +254,7 @@ def _kv_usage(plan: Plan, shown: Candidate) -> Chart:
 
 def _requests(plan: Plan, shown: Candidate) -> Chart:
     trial = shown.trials[0]
-    figure = _figure("time (s)", "requests, all replicas")
+    figure = axes("time (s)", "requests, all replicas")
     time_s = np.round(trial.time_s, 2)
     for name, values, color in (("running", trial.running, ANSWER), ("waiting", trial.queue, FEWER)):
         figure.add_scatter(

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from simulator.acceptance import AcceptanceSpec
+from simulator.autoscaler import Autoscaling
+from simulator.cluster import Group
+from simulator.comparison import CompareConfig
+from simulator.compose import compose_file
 from simulator.cost import CostModel
+from simulator.disaggregation import Disaggregation, bytes_per_block
 from simulator.engine import EngineConfig, SpeculativeConfig
 from simulator.errors import UserError
-from simulator.models import find
+from simulator.models import engine_start_s, find
+from simulator.outages import Outages
+from simulator.patience import ClientConfig
+from simulator.pools import PoolConfig
 from simulator.router import ROUTERS
 from simulator.simulate import Scenario
 from simulator.slo import Slos
+from simulator.spares import Spares
 from simulator.speculation import Acceptance
 from simulator.workload import OpenSpec, WorkloadSpec, generate, one_line
 from simulator.workload.base import Spec
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
-"""The shipped configurations and their groups: always on the search path."""
+Started = TypeVar("Started", Outages, Autoscaling)
 
 
 class Named(Spec):
@@ -90,6 +96,8 @@ class ClusterConfig(Spec):
     num_replicas: int = Field(1, ge=1)
     """Of `command: simulate`; a plan tries several."""
     router: str = "least_requests"
+    pools: tuple[PoolConfig, ...] = ()
+    """Further replicas behind the same router: another GPU, other weights, other options. A plan sizes the main pool beside them."""
 
     @field_validator("router")
     @classmethod
@@ -122,8 +130,14 @@ class PlanConfig(Spec):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     hours: float | None = Field(None, gt=0)
     """Simulated steady state of a run; null: as long as the answer needs."""
+    opts: Literal["all"] | list[str] | dict[str, list[str]] | None = None
+    """Optimizations to weigh against each other: names from `conf/opt/`, or overrides by name, or `all` that were measured."""
+    max_accuracy_drop: float | None = Field(None, ge=0)
+    """Percentage points that an optimization may lose by what is published; null: as long as it does not collapse."""
     workers: int | None = Field(None, ge=1)
     """Processes; null: one a core."""
+    spares: Spares | None = None
+    """Says how many nodes to own where nodes fail; null: not asked."""
 
 
 class CrossoverConfig(Spec):
@@ -137,7 +151,7 @@ class CrossoverConfig(Spec):
 class Config(Spec):
     """One run of `python -m simulator`."""
 
-    command: Literal["simulate", "plan", "crossover"]
+    command: Literal["simulate", "plan", "compare", "crossover"]
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     """Of the folder of its results; the file's name unless given."""
     seed: int = Field(0, ge=0)
@@ -154,12 +168,22 @@ class Config(Spec):
     """vLLM's option names; what is not given is as it was when the cost model was measured."""
     workload: WorkloadSpec
     cluster: ClusterConfig = ClusterConfig()
+    clients: ClientConfig | None = None
+    """Timeouts, retries, patience, rate limits; null: clients wait for every answer."""
+    outages: Outages | None = None
+    """Failures, drains and rolling deploys, of `command: simulate`."""
+    autoscaling: Autoscaling | None = None
+    """Of `command: simulate`; `cluster.num_replicas` are there at the start."""
     run: RunConfig = RunConfig()
     slo: Slos | None = None
     plan: PlanConfig = PlanConfig()
     crossover: CrossoverConfig = CrossoverConfig()
+    compare: CompareConfig | None = None
     out: str = "results"
     """Folder that gets the folder of the results."""
+
+    disaggregation: Disaggregation | None = None
+    """Prefill replicas beside those of the cluster, which then only decode."""
 
     @field_validator("engine")
     @classmethod
@@ -175,9 +199,22 @@ class Config(Spec):
     def _consistent(self) -> Config:
         if self.command == "plan" and self.slo is None:
             raise ValueError("command: plan needs a limit in slo, such as slo.tpot_ms.p99=13")
+        if self.command == "plan" and (self.outages is not None or self.autoscaling is not None):
+            raise ValueError("outages and autoscaling are for command: simulate; a plan sizes a fleet that is up and stays as it is")
+        if self.disaggregation is not None and (self.outages is not None or self.autoscaling is not None):
+            raise ValueError("disaggregation does not go with outages or autoscaling")
         endless = isinstance(self.workload, OpenSpec) or self.workload.kind in ("clients", "sessions")
         if self.command == "simulate" and endless and self.run.duration_s is None and self.run.num_requests is None:
             raise ValueError("give run.duration_s or run.num_requests, else the arrivals never end")
+        return self
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Config:
+        if self.command == "compare":
+            if self.compare is None:
+                raise ValueError("command: compare needs compare.variants and compare.metrics")
+            if "gpus" in self.compare.metrics and self.slo is None:
+                raise ValueError("the metric gpus needs a limit in slo, such as slo.tpot_ms.p99=13")
         return self
 
     @property
@@ -225,23 +262,59 @@ class Config(Spec):
         """
         return None if self.opt.drafts is None else self.acceptance.resolve(self.opt.drafts)
 
-    def engine_config(self, cost: CostModel) -> EngineConfig:
-        """The engine: the options given, and for the rest what held when `cost` was measured.
+    def pools(self) -> tuple[Group, ...]:
+        """The replicas beside the main ones.
+
+        Raises:
+            UserError: nothing was measured for what is asked for.
+        """
+        model, opt = self.model.shape or self.model.name, self.opt
+        groups = []
+        for pool in self.cluster.pools:
+            cost = CostModel.load(pool.path(model, self.gpu.name, opt.weights, opt.kv_cache_dtype, self.tensor_parallel_size))
+            groups.append(pool.group(cost, self.engine_config(cost, pool.engine)))
+        return tuple(groups)
+
+    def engine_config(self, cost: CostModel, options: dict[str, Any] | None = None) -> EngineConfig:
+        """The engine: the options given (null: those of `engine`), and for the rest what held when `cost` was measured.
 
         Raises:
             UserError: an option makes no sense.
         """
         memory = cost.artifact.memory
-        given = {key: value for key, value in self.engine.items() if value is not None}
+        given = {key: value for key, value in (self.engine if options is None else options).items() if value is not None}
         blocks = given.pop("num_gpu_blocks_override", memory.num_gpu_blocks)
         measured = {name: getattr(memory, name) for name in ("block_size", "max_model_len", "max_num_batched_tokens", "max_num_seqs")}
         from_opt = {"enable_prefix_caching": self.opt.enable_prefix_caching}
-        options = {**measured, **from_opt, **given, "num_gpu_blocks": blocks, "speculative": self.opt.drafts}
+        merged = {**measured, **from_opt, **given, "num_gpu_blocks": blocks, "speculative": self.opt.drafts}
         try:
-            return EngineConfig.model_validate(options)
+            return EngineConfig.model_validate(merged)
         except ValidationError as error:
-            message = one_line(error, options, "engine")
+            message = one_line(error, merged, "engine")
             raise UserError(message.replace("engine.num_gpu_blocks:", "engine.num_gpu_blocks_override:")) from None
+
+    def split(self, cost: CostModel) -> Disaggregation | None:
+        """`disaggregation`, with the size of a block.
+
+        Raises:
+            UserError: neither the cost model nor the model's shape tells it.
+        """
+        spec, memory = self.disaggregation, cost.artifact.memory
+        if spec is None or spec.bytes_per_block is not None:
+            return spec
+        if memory.parts is not None:
+            size: float | None = memory.parts.bytes_per_block * cost.artifact.tensor_parallel_size
+        else:
+            size = bytes_per_block(self.model.config, cost.artifact.kv_cache_dtype, memory.block_size)
+        if size is None:
+            raise UserError(f"disaggregation.bytes_per_block: not known for {self.model.name}; give it")
+        return spec.model_copy(update={"bytes_per_block": size})
+
+    def _with_start(self, spec: Started | None) -> Started | None:
+        """With the measured time that an engine takes to start, unless it is given."""
+        if spec is None or spec.engine_start_s is not None:
+            return spec
+        return spec.model_copy(update={"engine_start_s": engine_start_s(self.cost_model_path)})
 
     def scenario(self) -> Scenario:
         """The run of `command: simulate`, its workload drawn.
@@ -265,6 +338,11 @@ class Config(Spec):
             horizon_s=run.horizon_s,
             sample_s=run.sample_s,
             acceptance=self.accepted(),
+            clients=self.clients,
+            others=self.pools(),
+            outages=self._with_start(self.outages),
+            autoscaling=self._with_start(self.autoscaling),
+            disaggregation=self.split(cost),
         )
 
 
@@ -284,85 +362,3 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Config:
     except ValidationError as error:
         where = one_line(error, composed, "config").removeprefix("config.").removeprefix("config: ")
         raise UserError(f"{path}: {where}") from None
-
-
-def compose_file(path: Path, overrides: list[str]) -> dict[str, Any]:
-    """The values of the file `path` with its groups and the overrides, as Hydra composes them; no schema has seen them yet.
-
-    Raises:
-        UserError: the file or an override is not readable.
-    """
-    _check_file(path)
-    import yaml  # type: ignore[import-untyped]
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    folder = path.resolve().parent
-    parsed = [_override(text, (folder, CONF)) for text in overrides]
-    shipped = str(CONF).replace("\\", "\\\\").replace("'", "\\'")
-    try:
-        with warnings.catch_warnings(), initialize_config_dir(str(folder), version_base="1.3"):
-            # A defaults list without `_self_` means what everyone expects: the file wins over its groups.
-            warnings.simplefilter("ignore", UserWarning)
-            composed = compose(path.stem, overrides=[f"hydra.searchpath=['file://{shipped}']", *parsed])
-        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not readable as YAML: {_flat(error)}") from None
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{path}: {_explain(error)}") from None
-    if not isinstance(plain, dict):
-        raise UserError(f"{path}: expected keys such as command, model, gpu, workload; it holds a list")
-    return {str(key): value for key, value in plain.items()}
-
-
-def _check_file(path: Path) -> None:
-    if path.suffix != ".yaml":
-        raise UserError(f"{path}: a configuration is a file that ends in .yaml; shipped ones: {_shipped()}")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; shipped configurations: {_shipped()}")
-    try:
-        path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as text ({_flat(error)})") from None
-
-
-def _shipped() -> str:
-    commands = [path.name for path in sorted(CONF.glob("*.yaml")) if re.search("^command:", path.read_text(encoding="utf-8"), re.MULTILINE)]
-    return ", ".join(f"conf/{name}" for name in commands)
-
-
-def _override(text: str, folders: tuple[Path, ...]) -> str:
-    """The override in Hydra's grammar: groups as they are; keys may be new, for the schema knows them, not the file."""
-    match = re.fullmatch(r"(?P<sign>[+~]{0,2})(?P<key>[\w./@:-]+)(?P<value>=.*)?", text, re.DOTALL)
-    if match is None or (match["value"] is None and match["sign"] != "~"):
-        raise UserError(f"override '{text}': write key=value, such as workload.arrivals.rate=25 or workload=aime24")
-    if re.match(r"hydra\b", match["key"]):
-        raise UserError(f"override '{text}': Hydra's own settings change nothing here")
-    if match["sign"] or any((folder / match["key"]).is_dir() for folder in folders):
-        return f"~{match['key']}" if match["value"] == "=null" else text
-    return f"++{text}"
-
-
-def _explain(error: Exception) -> str:
-    """Hydra's explanation in one line, without what only its own command line can do."""
-    from hydra.errors import OverrideParseException
-    from omegaconf.errors import MissingMandatoryValue
-
-    if isinstance(error, OverrideParseException):
-        return f"override '{error.override.lstrip('+')}' is malformed; quote a value with special characters: key='…'"
-    if isinstance(error, MissingMandatoryValue):
-        key = str(error.full_key or _flat(error).rpartition(" ")[2])
-        return f"{key} has no value; give one, such as {key}=…"
-    text = _flat(error).replace("'++", "'")
-    named = text.partition("'")[2].partition("'")[0]
-    if "--multirun" in text:
-        return f"override '{named}': give one value; a list is written key=[a,b]"
-    if "No match in the defaults list" in text:
-        return f"override of '{named}': the file has no such entry in its defaults; add one, or write +{named}=…"
-    return re.sub(r" (See https?://|Config search path:).*$", "", text)
-
-
-def _flat(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.charts import ANSWER, FEWER, Chart, _figure, _limit
+from simulator.charts import ANSWER, FEWER, Chart, _limit, axes
 from simulator.errors import UserError
 from simulator.results import folder, manifest, to_json, write_folder
 from simulator.sizing import Demand
@@ -124,7 +124,7 @@ def crossover_text(found: Crossover) -> str:
 def crossover_chart(found: Crossover) -> Chart:
     """Time of a token over the batch size, with and without."""
     batches = list(range(1, len(found.speedup) + 1))
-    figure = _figure("sequences in the batch", "time per output token (ms)")
+    figure = axes("sequences in the batch", "time per output token (ms)")
     for name, values_s, color in (("without speculation", found.without_s, FEWER), ("with speculation", found.with_s, ANSWER)):
         figure.add_scatter(
             x=batches,

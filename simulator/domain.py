@@ -18,16 +18,15 @@ def outside_domain(result: Result, window: Window | None = None) -> dict[str, fl
     Step times there are extrapolated. Judged by the features that the log of steps holds. Below what was measured lie only
     emptier batches, where a step's time is nearly constant.
     """
-    domain = result.scenario.cost.artifact.domain
     low_ns, high_ns = (0, result.end_ns) if window is None else (round(edge * NS_PER_S) for edge in window)
     logs = [_lasting(log.rows, low_ns, high_ns) for log in result.logs]
     total = sum(float(lasted_ns.sum()) for _, lasted_ns in logs)
-    shares = {}
-    for name in domain:
-        above = sum(float(lasted_ns @ (_steps_above(rows, name, domain[name][1]) / rows[:, 1])) for rows, lasted_ns in logs)
-        if above > 0:
-            shares[name] = above / total
-    return shares
+    domains = [group.cost.artifact.domain for group in result.scenario.groups]
+    above: dict[str, float] = {}
+    for (rows, lasted_ns), group in zip(logs, result.group.tolist(), strict=True):
+        for name, (_, most) in domains[group].items():
+            above[name] = above.get(name, 0.0) + float(lasted_ns @ (_steps_above(rows, name, most) / rows[:, 1]))
+    return {name: lasted_ns / total for name, lasted_ns in above.items() if lasted_ns > 0}
 
 
 def _lasting(rows: NDArray[np.int64], low_ns: int, high_ns: int) -> tuple[NDArray[np.int64], Float64]:

@@ -14,3 +14,7 @@ class InvariantError(AssertionError):
 
 class NothingFitsError(UserError):
     """No request of the traffic fits into the engine's `max_model_len`: for a plan an answer."""
+
+
+class NotMeasuredError(UserError):
+    """No cost model was measured for what was asked: for a comparison an answer."""

@@ -6,6 +6,8 @@ import simpy
 
 ARRIVAL = 0
 SAMPLE = 1 << 30
+CONTROL = SAMPLE + 1
+"""Whoever decides by the state of an instant: after its step ends."""
 STEP_END = 2
 """Plus the index of the replica."""
 

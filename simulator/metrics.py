@@ -2,19 +2,21 @@
 
 A request that is unfinished when the run ends is censored, not dropped: how long it has waited is a lower bound of its
 latency. Percentiles and shares are then the Kaplan–Meier estimate (Journal of the American Statistical Association 53, 1958),
-which equals the plain ones where nothing is censored.
+which equals the plain ones where nothing is censored. A request that its client gave up is not censored but answered never:
+its latency is infinite. One that was tried again counts from its first attempt on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isnan, nan
+from math import ceil, floor, inf, isfinite, isinf, isnan, nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.attempts import Outcome
 from simulator.cluster import NS_PER_S
 from simulator.itl import inter_token_latency, request_itl_s
 from simulator.simulate import Result
@@ -53,16 +55,21 @@ class Latency:
         if not len(self):
             return nan
         if self.observed.all():
-            return float(np.percentile(self.values_s, percentile))
+            return _percentile(self.values_s, percentile)
         times_s, surviving = kaplan_meier(self.values_s, self.observed)
         reached = np.flatnonzero(surviving <= 1 - percentile / 100 + 1e-12)
         return float(times_s[reached[0]]) if len(reached) else inf
 
     def percentiles(self, percentiles: Sequence[float]) -> dict[float, float]:
         """Several at once."""
-        if len(self) and self.observed.all():
+        if len(self) and self.observed.all() and isfinite(self.values_s.max()):
             return dict(zip(percentiles, np.percentile(self.values_s, percentiles).tolist(), strict=True))
         return {p: self.percentile(p) for p in percentiles}
+
+    def answered(self) -> Latency:
+        """Without the requests that were given up."""
+        kept = np.isfinite(self.values_s)
+        return self if kept.all() else Latency(self.values_s[kept], self.observed[kept])
 
     def mean(self) -> float:
         """Seconds. With censoring the area under the Kaplan–Meier curve as far as it goes: a lower bound."""
@@ -82,6 +89,8 @@ class Latency:
         """Mean and standard deviation, seconds."""
         if not len(self):
             return nan, nan
+        if isinf(self.values_s.max()):
+            return inf, nan
         if self.observed.all():
             return float(self.values_s.mean()), float(self.values_s.std())
         times_s, surviving = kaplan_meier(self.values_s, self.observed)
@@ -90,6 +99,15 @@ class Latency:
         mass = -np.diff(surviving, prepend=1.0, append=0.0)
         mean_s = float(values_s @ mass)
         return mean_s, max(float(values_s**2 @ mass) - mean_s**2, 0.0) ** 0.5
+
+
+def _percentile(values: Float64, percentile: float) -> float:
+    """numpy's, where some values are infinite, too: there is nothing to interpolate between them."""
+    if isfinite(values.max()):
+        return float(np.percentile(values, percentile))
+    rank = (len(values) - 1) * percentile / 100
+    low, high = np.sort(values)[[floor(rank), ceil(rank)]].tolist()
+    return float(low if rank == floor(rank) else high if isinf(high) else low + (high - low) * (rank - floor(rank)))
 
 
 def kaplan_meier(values: Float64, observed: Bool) -> tuple[Float64, Float64]:
@@ -106,41 +124,47 @@ def kaplan_meier(values: Float64, observed: Bool) -> tuple[Float64, Float64]:
 def latencies(result: Result, window: Window | None = None) -> dict[str, Latency]:
     """`queue`, `ttft`, `ttfvt`, `tpot` and `e2e` of the requests that were sent (in the window).
 
-    Left out: from `tpot`, requests of one token; from `ttfvt`, outputs that end while thinking, since no number of GPUs makes
-    their first visible token appear (`summary` counts them).
+    Left out: from `tpot`, requests of one token and those given up; from `ttfvt`, outputs that end while thinking, since no number
+    of GPUs makes their first visible token appear (`summary` counts them).
     """
     sent = sent_in(result, window)
     return {name: Latency(values[sent & defined], happened[sent & defined]) for name, values, happened, defined in _columns(result)}
 
 
 def sent_in(result: Result, window: Window | None) -> Bool:
-    """bool[n]: the requests that were sent, in the window if there is one."""
-    sent = result.sent_ns >= 0
+    """bool[n]: the requests that were (first) sent, in the window if there is one; of several attempts the last stands for all."""
+    asked_ns = result.asked_ns
+    sent = asked_ns >= 0
+    if result.attempts is not None:
+        sent &= result.attempts.last
     if window is not None:
         low, high = (round(edge * NS_PER_S) for edge in window)
-        sent &= (low <= result.sent_ns) & (result.sent_ns < high)
+        sent &= (low <= asked_ns) & (asked_ns < high)
     return sent
 
 
 def _columns(result: Result) -> list[tuple[str, Float64, Bool, Bool]]:
     """(name, value or lower bound in seconds, whether it happened, whether it is defined) of every latency, shape (n,)."""
-    requests, sent_ns = result.requests, result.sent_ns
+    requests, asked_ns = result.requests, result.asked_ns
     always = np.ones(len(requests), np.bool_)
+    left = ~always if result.attempts is None else result.attempts.left_ns >= 0
+    gave_up = ~always if result.attempts is None else result.attempts.gave_up
 
-    def sincesent_in(name: str, event_ns: Int64, defined: Bool) -> tuple[str, Float64, Bool, Bool]:
-        happened = event_ns >= 0
-        return name, (np.where(happened, event_ns, result.end_ns) - sent_ns) / NS_PER_S, happened, defined
+    def since_asked(name: str, event_ns: Int64, defined: Bool) -> tuple[str, Float64, Bool, Bool]:
+        happened = (event_ns >= 0) & (~left | gave_up)
+        seconds = (np.where(happened, event_ns, result.end_ns) - asked_ns) / NS_PER_S
+        return name, np.where(gave_up & ~happened, inf, seconds), happened | gave_up, defined
 
     finished, started = result.finish_ns >= 0, result.first_token_ns >= 0
     # The gaps that are still to come can only add to it.
     since_first_ns = np.where(finished, result.finish_ns, result.end_ns) - np.where(started, result.first_token_ns, result.end_ns)
     tpot_s = np.maximum(since_first_ns, 0) / np.maximum(requests.output_tokens - 1, 1) / NS_PER_S
     return [
-        sincesent_in("queue", result.scheduled_ns, always),
-        sincesent_in("ttft", result.first_token_ns, always),
-        sincesent_in("ttfvt", result.visible_ns, requests.visible_token <= requests.output_tokens),
-        ("tpot", tpot_s, finished, requests.output_tokens > 1),
-        sincesent_in("e2e", result.finish_ns, always),
+        since_asked("queue", result.scheduled_ns, always),
+        since_asked("ttft", result.first_token_ns, always),
+        since_asked("ttfvt", result.visible_ns, requests.visible_token <= requests.output_tokens),
+        ("tpot", tpot_s, finished, (requests.output_tokens > 1) & ~left),
+        since_asked("e2e", result.finish_ns, always),
     ]
 
 
@@ -161,6 +185,8 @@ def within_limits(result: Result, slos: Slos, window: Window | None = None) -> L
         values, happened, defined = columns[metric]
         ratio = np.where(defined, np.maximum(ratio, values / limit_s), ratio)
         final &= happened | ~defined
+    if result.attempts is not None:
+        ratio = np.where(result.attempts.gave_up, inf, ratio)
     return Latency(ratio[sent], (final | (ratio > 1))[sent])
 
 
@@ -214,7 +240,9 @@ def _measured(result: Result, slo: Slo, found: dict[str, Latency], window: Windo
 def request_columns(result: Result, *, itl: bool = True) -> dict[str, NDArray[Any]]:
     """Columns with one row a request; what has not happened is NaN, or −1 for the replica. Times in seconds."""
     requests = result.requests
-    observed = {name: np.where(happened & defined, values, nan) for name, values, happened, defined in _columns(result)}
+    observed = {
+        name: np.where(happened & defined & np.isfinite(values), values, nan) for name, values, happened, defined in _columns(result)
+    }
     columns: dict[str, NDArray[Any]] = {
         "request_id": requests.request_id.astype(str),
         "client": np.array(requests.client_names)[requests.client],
@@ -223,6 +251,14 @@ def request_columns(result: Result, *, itl: bool = True) -> dict[str, NDArray[An
     }
     if itl:
         columns |= dict(zip(("itl_p50_s", "itl_p99_s", "itl_max_s"), request_itl_s(result).T, strict=True))
+    if result.attempts is not None:
+        attempts = result.attempts
+        columns |= {
+            "request": attempts.request,
+            "attempt": attempts.number,
+            "outcome": np.array([outcome.name.lower() for outcome in Outcome])[attempts.outcome],
+            "left_s": np.where(attempts.left_ns >= 0, attempts.left_ns / NS_PER_S, nan),
+        }
     return columns | {
         "prompt_tokens": requests.prompt_tokens,
         "output_tokens": requests.output_tokens,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
-from simulator.errors import UserError
+from simulator.errors import NotMeasuredError, UserError
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 """The folder of cost models: beside the package in a clone, and in an installed distribution too."""
@@ -37,7 +39,7 @@ def find(
         root: the folder of cost models.
 
     Raises:
-        UserError: nothing was measured for these options; the message lists what was.
+        NotMeasuredError: nothing was measured for these options; the message lists what was.
     """
     gpu = gpu.lower()
     gpu = GPU_ALIASES.get(gpu, gpu)
@@ -46,11 +48,41 @@ def find(
     name = artifact_name(weights, kv_cache_dtype, tensor_parallel_size, speculation)
     # Looked up in the listing, not tried as a path: a name with dots or slashes leads nowhere.
     wanted = f"{gpu}/{owner}/{name}"
-    measured = {path.relative_to(root).as_posix(): path for path in artifacts(root)}
-    if wanted not in measured:
-        known = ", ".join(name.removesuffix(".json") for name in measured) or f"nothing in {root}"
-        raise UserError(f"no cost model for {wanted.removesuffix('.json')}; measured: {known}")
-    return measured[wanted]
+    shipped = {path.relative_to(root).as_posix(): path for path in artifacts(root)}
+    if wanted not in shipped:
+        raise NotMeasuredError(
+            f"no cost model for {wanted.removesuffix('.json')}; measured{_alternatives(shipped, f'{gpu}/{owner}/', root)}"
+        )
+    return shipped[wanted]
+
+
+def measured(gpu: str, model: str, tensor_parallel_size: int = 1, root: Path = MODELS) -> list[tuple[str, str]]:
+    """(weights, KV-cache dtype) of every cost model of these without speculation, in the order of their names."""
+    gpu, model = GPU_ALIASES.get(gpu.lower(), gpu.lower()), model.lower()
+    folder = root / gpu / aliases(gpu, root).get(model, model)
+    end = f"-tp{tensor_parallel_size}"
+    names = [path.stem.removesuffix(end) for path in sorted(folder.glob("*-kv_*-tp*.json")) if path.stem.endswith(end)]
+    return [(weights, kv_cache_dtype) for weights, _, kv_cache_dtype in (name.partition("-kv_") for name in names)]
+
+
+def _alternatives(shipped: Iterable[str], like: str, root: Path) -> str:
+    """What there is instead: of this GPU and model, else anything."""
+    names = [name.removesuffix(".json") for name in shipped]
+    same = [name.removeprefix(like) for name in names if name.startswith(like)]
+    return f" of {like.rstrip('/')}: {', '.join(same)}" if same else f": {', '.join(names) or f'nothing in {root}'}"
+
+
+def engine_start_s(artifact: Path) -> float:
+    """Seconds from an engine's start to its first step, as the profile beside a cost model has it (weights were not loaded).
+
+    Raises:
+        UserError: there is no profile: the model was fitted to a trace, or the file is not one of the shipped.
+    """
+    profile = artifact.with_suffix(".profile.json.gz")
+    if not profile.is_file():
+        raise UserError(f"engine_start_s was not measured for {artifact.stem}; give it, such as engine_start_s: 66 (a 7B on an H100)")
+    with gzip.open(profile, "rt", encoding="utf-8") as text:
+        return float(json.load(text)["engine_start_s"])
 
 
 def artifact_name(weights: str, kv_cache_dtype: str, tensor_parallel_size: int, speculation: str | None = None) -> str:

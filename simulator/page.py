@@ -1,4 +1,4 @@
-"""A plan as one HTML file that needs nothing else: words, the sizes tried, and figures."""
+"""A plan as one HTML file that needs nothing else: words, the sizes tried, and figures. Other reports are made of the same parts."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ table { border-collapse: collapse; width: 100%; margin-top: 8px; font-size: 14px
 th, td { padding: 7px 10px; text-align: right; white-space: nowrap; border-top: 1px solid #eef1f4; }
 th { border-top: 0; color: #5b6875; font-weight: 600; white-space: normal; vertical-align: bottom; }
 tr.answer td { background: #eaf2fb; font-weight: 600; }
+.prose td, .prose th { text-align: left; white-space: normal; }
 .figures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px; }
 .figures section { margin: 0; }
 .caption { margin: 0 0 6px; color: #5b6875; font-size: 14px; }
@@ -49,13 +50,32 @@ footer { margin-top: 20px; color: #5b6875; font-size: 13px; }
 
 def page(plan: Plan) -> str:
     """The HTML text."""
+    artifact = plan.question.cost.artifact
+    return document(
+        title=f"How many GPUs? {artifact.model} on {artifact.gpu}",
+        eyebrow="How many GPUs?",
+        headline=headline(plan),
+        facts=facts(plan),
+        table=_table(plan),
+        drawn=charts(plan),
+    )
+
+
+def document(*, title: str, eyebrow: str, headline: str, facts: list[tuple[str, str]], table: str, drawn: list[Chart]) -> str:
+    """A report's HTML text.
+
+    Args:
+        title: of the window.
+        eyebrow: what kind of report it is.
+        headline: the answer in a sentence.
+        facts: what it rests on: (label, sentence).
+        table: HTML, as `section` makes it.
+        drawn: the figures.
+    """
     from plotly.offline import get_plotlyjs
 
-    drawn = charts(plan)
     library = f"<script>{get_plotlyjs()}</script>" if drawn else ""
-    artifact = plan.question.cost.artifact
-    title = f"How many GPUs? {artifact.model} on {artifact.gpu}"
-    listed = "".join(f"<dt>{escape(label)}</dt><dd>{escape(sentence)}</dd>" for label, sentence in facts(plan))
+    listed = "".join(f"<dt>{escape(label)}</dt><dd>{escape(sentence)}</dd>" for label, sentence in facts)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -68,10 +88,10 @@ def page(plan: Plan) -> str:
 </head>
 <body>
 <main>
-<p class="eyebrow">How many GPUs?</p>
-<h1>{escape(headline(plan)).replace("-", UNBROKEN)}</h1>
+<p class="eyebrow">{escape(eyebrow)}</p>
+<h1>{escape(headline).replace("-", UNBROKEN)}</h1>
 <dl>{listed}</dl>
-{_table(plan)}
+{table}
 <div class="figures">{"".join(_figure(chart) for chart in drawn)}</div>
 <footer>Simulated by howmanygpus: vLLM's scheduling rules, step times measured on a GPU.</footer>
 </main>
@@ -83,15 +103,20 @@ def page(plan: Plan) -> str:
 def _table(plan: Plan) -> str:
     if not plan.candidates:
         return ""
-    header, *rows = table(plan)
+    answer = [num == plan.num_replicas for num in plan.candidates]
+    return section("Sizes tried", table(plan), answer)
+
+
+def section(title: str, rows: list[list[str]], marked: list[bool]) -> str:
+    """A table as HTML: its header, then rows, of which some are marked."""
+    header, *rest = rows
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = ""
-    for num, row in zip(plan.candidates, rows, strict=True):
-        mark = ' class="answer"' if num == plan.num_replicas else ""
-        body += f"<tr{mark}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
-    return (
-        f'<section><h2>Sizes tried</h2><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>'
-    )
+    for mark, row in zip(marked, rest, strict=True):
+        cls = ' class="answer"' if mark else ""
+        body += f"<tr{cls}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
+    rendered = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<section><h2>{escape(title)}</h2><div class="wide">{rendered}</div></section>'
 
 
 def _figure(chart: Chart) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
+from simulator.accuracy import accuracy_text, refusal
 from simulator.candidate import Candidate
-from simulator.errors import InvariantError, NothingFitsError
+from simulator.errors import InvariantError, NothingFitsError, UserError
 from simulator.pool import Pool
 from simulator.search import Search
 from simulator.sizing import FILLED, MOST_LIFETIMES, NS_PER_S, Demand
@@ -36,6 +38,8 @@ LONGEST_PERIODS = 3
 SWINGS = 5
 """A run should see so many swings of the rate."""
 HOURS_A_DAY = 24
+PREFILL_SHARES = (0.125, 0.25, 0.5)
+"""Tried where a disaggregated service's is not given."""
 SURELY = 1.25
 """Sizes that by the estimate are short of what the load needs by this factor are not simulated."""
 
@@ -64,6 +68,8 @@ class Plan:
     """What was served, in a line."""
     caveats: tuple[str, ...] = ()
     """What the reader must know about the traffic."""
+    accuracy: str = ""
+    """What is published about the accuracy of the model's optimization; empty for the plain model."""
 
     @property
     def gpus(self) -> int | None:
@@ -95,9 +101,30 @@ def plan(config: Config) -> Plan:
     """Answers the question of a configuration.
 
     Raises:
-        UserError: it makes no sense. That no number of GPUs will do is an answer, not an error.
+        UserError: it makes no sense, or the optimization loses more accuracy than is allowed. That no number of GPUs will do is an
+            answer, not an error.
     """
-    return answer(Question.of(config), config.plan.workers)
+    if reason := refusal(config):
+        raise UserError(f"opt: {reason}")
+    question = Question.of(config)
+    if question.disaggregation is None or question.disaggregation.prefill_share is not None:
+        found = answer(question, config.plan.workers)
+    else:
+        found = best_split(question, config.plan.workers)
+    return replace(found, accuracy=accuracy_text(config))
+
+
+def best_split(question: Question, workers: int | None = None) -> Plan:
+    """The answer with the share of prefill replicas that needs the fewest GPUs; of several, the one with the most headroom."""
+    assert question.disaggregation is not None
+    plans = []
+    for share in PREFILL_SHARES:
+        split = question.disaggregation.model_copy(update={"prefill_share": share})
+        plans.append(answer(replace(question, disaggregation=split), workers))
+    needed = {share: one.gpus for share, one in zip(PREFILL_SHARES, plans, strict=True)}
+    tried = ", ".join(f"{gpus or 'no'} GPUs with a share of {share:g}" for share, gpus in needed.items())
+    best = min(plans, key=lambda one: (one.gpus or inf, -(one.chosen.binding.headroom if one.chosen else 0.0)))
+    return replace(best, caveats=(*best.caveats, f"prefill replicas tried: {tried}"))
 
 
 def answer(question: Question, workers: int | None = None) -> Plan:
@@ -153,7 +180,12 @@ def demand_of(question: Question) -> tuple[Demand, str]:
     else:
         rate = (len(arrival_ns) - 1) / max(float(arrival_ns[-1] - arrival_ns[0]) / NS_PER_S, 1 / NS_PER_S)
     per_step = 1.0 if question.acceptance is None else question.acceptance.tokens_per_step
-    return Demand(workload.requests, rate, question.engine, question.cost, per_step), workload.description.rpartition("; ")[0]
+    demand = Demand(workload.requests, rate, question.engine, question.cost, per_step)
+    beside = sum(
+        group.num_replicas * Demand(workload.requests, rate, group.engine, group.cost).most_tokens_per_s / demand.most_tokens_per_s
+        for group in question.others
+    )
+    return replace(demand, beside=beside), workload.description.rpartition("; ")[0]
 
 
 def _impossible(question: Question, demand: Demand) -> str:

@@ -76,11 +76,14 @@ class Replica:
         self.clock = EngineClock(overheads.schedule_ns)
         self.outstanding = 0
         """Requests routed here and not finished."""
+        self.egress_ns = overheads.egress_ns
         self.busy_ns = 0
         self.num_events = 0
         self._ingress_ns = overheads.ingress_ns
         self._on_finish = on_finish
         self._inbox: deque[Sequence] = deque()
+        self._aborts: deque[tuple[int, Sequence]] = deque()
+        """(when the engine sees it, whose client has left)."""
         self._ends: list[int] | Int64 = []
         self._gpu_ends: list[int] | Int64 = []
         self._gpu_ns = _UPTO[:0]
@@ -89,6 +92,7 @@ class Replica:
         self._lead_ns = self._launch_ns = 0
         self._timer = simpy.Event(env)
         self._idle = True
+        self._failed = False
         env.process(self._run())
 
     @property
@@ -107,13 +111,30 @@ class Replica:
             self._idle = False
             self._wait_until(sequence.visible_from_ns)
         elif self._cut > 1 and self.scheduler.heeds_arrivals():
-            cut = self._steps_until(sequence.visible_from_ns)
-            if cut < self._cut:
-                self._cut = cut
-                self._wait_until(int(self._ends[cut - 1]))
+            self._cut_stretch(sequence.visible_from_ns)
+
+    def abort(self, sequence: Sequence) -> None:
+        """The client of an unfinished request left at this instant; the engine sees it `ingress_ns` later.
+
+        It lets the request go before it takes in the next results (vLLM 0.26 `v1/engine/core.py` `_process_aborts_queue`).
+        """
+        seen_ns = self.now_ns + self._ingress_ns
+        self.outstanding -= 1
+        self._aborts.append((seen_ns, sequence))
+        if self._cut > 1:
+            self._cut_stretch(seen_ns)
+
+    def _cut_stretch(self, seen_ns: int) -> None:
+        """The stretch under way ends with the step in which the engine sees something new."""
+        cut = self._steps_until(seen_ns)
+        if cut < self._cut:
+            self._cut = cut
+            self._wait_until(int(self._ends[cut - 1]))
 
     def snapshot(self) -> Snapshot:
         """What an observer sees now, within a stretch as well; step ends of this instant included."""
+        if self._failed:
+            return Snapshot(0, 0, 0, 0)
         scheduler = self.scheduler
         held = scheduler.pool.held_blocks
         if self._cut > 1:
@@ -122,8 +143,21 @@ class Replica:
         tokens = scheduler.in_flight[0].tokens if scheduler.in_flight else 0
         return Snapshot(held, len(scheduler.running), len(scheduler.waiting) + len(self._inbox), tokens)
 
+    def fail(self) -> list[Sequence]:
+        """The engine is gone before the step ends of this instant, with its memory. Returns the requests that it was answering."""
+        self.close()
+        self._failed = True
+        self.outstanding = 0
+        self._timer.callbacks = []  # its process sleeps for ever
+        waiting = self.scheduler.waiting
+        lost = [*self.scheduler.running, *(waiting.pop() for _ in range(len(waiting))), *self._inbox]
+        left = {sequence.row for _, sequence in self._aborts}
+        return [sequence for sequence in lost if sequence.row not in left]
+
     def close(self) -> None:
         """Ends the run before the step ends of this instant; the steps that ended within a stretch count."""
+        if self._failed:
+            return
         passed = bisect_left(self._ends, self.now_ns, 0, self._cut) if self._cut > 1 else 0
         if passed:
             self._log_steps(self.scheduler.in_flight[0], passed)
@@ -206,6 +240,8 @@ class Replica:
         )
         if self._inbox and scheduler.heeds_arrivals():
             self._cut = self._steps_until(self._inbox[0].visible_from_ns)
+        if self._aborts:
+            self._cut = self._steps_until(self._aborts[0][0])
 
     def _steps_until(self, seen_ns: int) -> int:
         """Steps of the stretch up to the end at which a request that is seen from `seen_ns` on is taken in."""
@@ -274,7 +310,14 @@ class Replica:
         steps, now = self._cut, self.now_ns
         self.num_events += 1
         self._log_steps(self.scheduler.in_flight[0], steps)
-        plan, finished = self.scheduler.commit(steps)
+        if self._aborts:
+            plan, finished = self.scheduler.commit(steps, self._aborted(now))
+            # Whoever finished while its abort was on the way: its client has left all the same.
+            gone = {sequence.row for _, sequence in self._aborts}
+            self._aborts = deque(abort for abort in self._aborts if abort[1] not in finished)
+            finished = [sequence for sequence in finished if sequence.row not in gone]
+        else:
+            plan, finished = self.scheduler.commit(steps)
         if steps > 1:
             self._pass_steps(steps)
         for sequence in plan.completing:
@@ -283,6 +326,17 @@ class Replica:
         for sequence in finished:
             self.outstanding -= 1
             self._on_finish(sequence)
+
+    def _aborted(self, now_ns: int) -> list[Sequence]:
+        """The requests in the scheduler whose abort is seen now."""
+        found = []
+        while self._aborts and self._aborts[0][0] <= now_ns:
+            _, sequence = self._aborts.popleft()
+            if sequence in self._inbox:
+                self._inbox.remove(sequence)
+            else:
+                found.append(sequence)
+        return found
 
     def _pass_steps(self, steps: int) -> None:
         """Brings the clocks to where `steps` single steps would have left them."""

@@ -19,7 +19,18 @@ WIDTH = 120
 HEIGHT = 23
 """Lines of the text, with room for where the files are on a screen of 25."""
 LABEL = 14
-LESS_IMPORTANT = ("step times", "traffic", "simulated", "extrapolated", "steady state", "how sure", "one fewer", "beware", "binding SLO")
+LESS_IMPORTANT = (
+    "step times",
+    "traffic",
+    "accuracy",
+    "simulated",
+    "extrapolated",
+    "steady state",
+    "how sure",
+    "one fewer",
+    "beware",
+    "binding SLO",
+)
 """What is cut short first where the screen is too low; the page has it all."""
 OBSERVED = ("TTFT p50", "TTFVT p50", "E2E p50", "E2E p99", "GPU busy", "KV max", "running", "waiting")
 """Columns of the table beside those of the SLOs."""
@@ -71,8 +82,12 @@ def headline(plan: Plan) -> str:
         if plan.num_replicas > 1
         else f"one replica on {question.gpus_per_replica} × {artifact.gpu}"
     )
-    router = f" behind a {question.router} router" if plan.num_replicas > 1 else ""
-    return f"You need {_gpus(plan, plan.num_replicas)}: {replicas}{router}, for {service}."
+    split = question.split(plan.num_replicas)
+    if split is not None:
+        replicas = f"{split.prefill_replicas} for prompts and {plan.num_replicas - split.prefill_replicas} for answers, {each},"
+    beside = " beside " + " and ".join(f"{pool.num_replicas} of {pool.name}" for pool in question.others) if question.others else ""
+    router = f" behind a {question.router} router" if plan.num_replicas > 1 or beside else ""
+    return f"You need {_gpus(plan, plan.num_replicas)}{beside}: {replicas}{router}, for {service}."
 
 
 def facts(plan: Plan) -> list[tuple[str, str]]:
@@ -86,6 +101,10 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
     found += [
         ("simulated", _simulated(plan)),
         ("traffic", traffic(plan)),
+        ("accuracy", plan.accuracy),
+        ("spares", plan.question.spares.describe(plan.gpus) if plan.question.spares and plan.gpus else ""),
+        ("clients", _clients(plan)),
+        ("split", plan.question.disaggregation.describe() if plan.question.disaggregation else ""),
         ("step times", _step_times(plan)),
         ("drafts", _drafts(plan)),
         ("extrapolated", _extrapolated(plan)),
@@ -143,6 +162,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "gpus": plan.gpus,
         "replicas": plan.num_replicas,
         "gpus_per_replica": plan.question.gpus_per_replica,
+        "nodes_to_own": plan.question.spares.nodes(plan.gpus) if plan.question.spares and plan.gpus else None,
         "router": plan.question.router,
         "infeasible": plan.reason or None,
         "binding_slo": None if plan.chosen is None else plan.chosen.binding.name,
@@ -155,6 +175,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "measured_s": None if plan.period is None else plan.period.measured_s,
         "cooldown_s": None if plan.period is None else plan.period.cooldown_s,
         "settled": plan.settled,
+        "accuracy": plan.accuracy or None,
         "candidates": [_summary_of(plan, candidate) for candidate in plan.candidates.values()],
     }
 
@@ -171,6 +192,7 @@ def _summary_of(plan: Plan, candidate: Candidate) -> dict[str, Any]:
         "requests": sum(trial.num_requests for trial in candidate.trials),
         "censored": _censored(candidate),
         "preemptions": sum(trial.preemptions for trial in candidate.trials),
+        "clients": [trial.attempts for trial in candidate.trials] if candidate.trials[0].attempts else None,
         "output_throughput": float(np.mean([trial.output_tokens_per_s for trial in candidate.trials])),
         "slo": [{"name": c.name, "limit": c.limit, **vars(c.estimate), "share": c.share, "headroom": c.headroom} for c in candidate.checks],
         "latency_ms": {
@@ -247,6 +269,27 @@ def _simulated(plan: Plan) -> str:
     more = f", close ones up to {most}" if most > runs else ""
     seeds = "the trace" if plan.question.replays else f"the same {runs} seeds of traffic{more}"
     return f"{plan.simulated_s / 3600:.2f} hours of service, {plan.simulated_requests:,} requests; each size met {seeds}"
+
+
+def _clients(plan: Plan) -> str:
+    """What clients did that do not wait for ever, with the answer and with one replica fewer."""
+    judged = plan.chosen or next(reversed(plan.candidates.values()), None)
+    if plan.question.clients is None or judged is None:
+        return ""
+    text = f"{plan.question.clients.describe()}; {_impatience(judged)}"
+    fewer = plan.candidates.get(judged.num_replicas - 1)
+    return text if fewer is None else f"{text}; with {_gpus(plan, fewer.num_replicas)} {_impatience(fewer)}"
+
+
+def _impatience(candidate: Candidate) -> str:
+    def mean(name: str) -> float:
+        return float(np.mean([trial.attempts[name] for trial in candidate.trials if trial.attempts]))
+
+    refused = f", {mean('rejected_share'):.1%} of attempts refused" if mean("rejected_share") else ""
+    return (
+        f"{mean('attempts_per_request'):.3g} attempts a request{refused}, {mean('aborted_share'):.1%} aborted,"
+        f" {mean('given_up_share'):.1%} of requests given up, {mean('wasted_token_share'):.1%} of tokens emitted in vain"
+    )
 
 
 def _step_times(plan: Plan) -> str:

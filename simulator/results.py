@@ -30,24 +30,28 @@ PACKAGES = ("howmanygpus", "numpy", "pyarrow", "pydantic", "scipy", "simpy")
 """What the numbers, or the bytes of the files, could depend on."""
 
 
-def manifest(config: Config, description: str) -> dict[str, Any]:
+def manifest(config: Config, description: str, *, cost_model: bool = True) -> dict[str, Any]:
     """What the results depend on, and nothing else: no time, no machine.
 
     Args:
         config: the run's; where its results go is left out.
         description: of the workload, one line.
+        cost_model: whether they depend on a cost model.
     """
-    path = config.cost_model_path
-    artifact = json.loads(path.read_text(encoding="utf-8"))
     return {
         "format_version": FORMAT_VERSION,
         "config": config.model_dump(mode="json", exclude={"out"}),
         "workload": description,
-        "cost_model": {
-            "sha256": sha256(path.read_bytes()).hexdigest(),
-            **{key: artifact[key] for key in ("gpu", "model", "weights", "kv_cache_dtype", "tensor_parallel_size", "provenance")},
-        },
+        "cost_model": _cost_model(config.cost_model_path) if cost_model else None,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }
+
+
+def _cost_model(path: Path) -> dict[str, Any]:
+    artifact = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        "sha256": sha256(path.read_bytes()).hexdigest(),
+        **{key: artifact[key] for key in ("gpu", "model", "weights", "kv_cache_dtype", "tensor_parallel_size", "provenance")},
     }
 
 

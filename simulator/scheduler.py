@@ -7,11 +7,11 @@ Source: vLLM 0.26 `v1/core/sched/scheduler.py` `schedule()` and `update_from_out
 from __future__ import annotations
 
 from collections import deque
-from heapq import heappop, heappush
+from collections.abc import Iterable
 
-from simulator.decode import DecodeBatch
 from simulator.engine import EngineConfig
-from simulator.kv import BlockPool, blocks_for
+from simulator.foresight import Foresight
+from simulator.kv import NO_HIT, BlockPool, blocks_for
 from simulator.prefix_cache import PrefixCache
 from simulator.sequence import NEVER, Sequence
 from simulator.steplog import StepLog
@@ -19,7 +19,7 @@ from simulator.stepplan import StepPlan
 from simulator.waiting import FcfsQueue, PriorityQueue, WaitingQueue
 
 
-class Scheduler:
+class Scheduler(Foresight):
     """One engine's scheduler. `schedule()` plans a step, `commit()` takes in the results of the oldest plan.
 
     Laws: free + held blocks = usable; token budget and seats are never exceeded; a plan depends on no output length
@@ -27,11 +27,9 @@ class Scheduler:
     """
 
     def __init__(self, engine: EngineConfig, log: StepLog) -> None:
-        self.engine = engine
-        self.log = log
+        super().__init__(engine, log)
         usable = engine.usable_blocks
         self.pool = PrefixCache(usable, engine.block_size) if engine.enable_prefix_caching else BlockPool(usable)
-        self.decode = DecodeBatch(engine.block_size)
         self.waiting: WaitingQueue = FcfsQueue() if engine.scheduling_policy == "fcfs" else PriorityQueue()
         self.running: list[Sequence] = []
         self.in_flight: deque[StepPlan] = deque()
@@ -39,8 +37,6 @@ class Scheduler:
         """Index of the last scheduled step."""
         self._prefilling = 0
         self._chunk_limit = 0
-        self._finishing: dict[int, list[Sequence]] = {}
-        self._finish_steps: list[int] = []
         self._watermark_blocks = int(engine.watermark * engine.num_gpu_blocks)
 
     @property
@@ -211,27 +207,28 @@ class Scheduler:
         engine = self.engine
         while budget > 0 and len(self.waiting) > 0 and len(self.running) < engine.max_num_seqs:
             sequence = self.waiting.peek()
-            hit = self.pool.lookup(sequence)
-            cached_tokens = len(hit.blocks) * engine.block_size
-            tokens = sequence.num_tokens - cached_tokens
+            # Computed already is what another engine sent, of a request that has not been preempted here.
+            hit = NO_HIT if sequence.num_computed_tokens else self.pool.lookup(sequence)
+            computed = sequence.num_computed_tokens + len(hit.blocks) * engine.block_size
+            tokens = sequence.num_tokens - computed
             if self._chunk_limit:
                 tokens = min(tokens, self._chunk_limit)
             if tokens > budget and not engine.enable_chunked_prefill:
                 break
             tokens = min(tokens, budget)
             # The gate asks for room for the whole sequence but takes only the chunk's blocks: a test, not a reservation.
-            whole = sequence.num_tokens if engine.scheduler_reserve_full_isl else cached_tokens + tokens
+            whole = sequence.num_tokens if engine.scheduler_reserve_full_isl else computed + tokens
             # What was found in the free queue has to leave it, so only what others hold is saved.
             needed = blocks_for(whole, engine.block_size) - hit.held
             if needed + (self._watermark_blocks if self.running else 0) > self.pool.free_blocks:
                 break
-            blocks = blocks_for(tokens, engine.block_size)
+            blocks = blocks_for(computed + tokens, engine.block_size) - len(hit.blocks)
             self.pool.share(sequence, hit)
             self.pool.take(blocks)
             sequence.blocks = len(hit.blocks)
-            sequence.num_computed_tokens = cached_tokens
+            sequence.num_computed_tokens = computed
             if sequence.preemptions == 0:
-                sequence.cached_tokens = cached_tokens
+                sequence.cached_tokens = len(hit.blocks) * engine.block_size
             self.waiting.pop()
             self.running.append(sequence)
             sequence.running = True
@@ -277,35 +274,6 @@ class Scheduler:
         self._foresee_finish(sequence)
         self.decode.join(sequence)
 
-    def _start_decoding(self, sequence: Sequence, step: int) -> None:
-        """`step` holds the last chunk: its result is a token, and every step after it adds one."""
-        sequence.intercept = sequence.num_tokens - step
-        self._open_segment(sequence, step)
-        self._foresee_finish(sequence)
-        self.decode.join(sequence)
-
-    def _foresee_finish(self, sequence: Sequence) -> None:
-        step = sequence.output_tokens - 1 + sequence.prompt_tokens - sequence.intercept
-        sequence.finish_step = step
-        if step in self._finishing:
-            self._finishing[step].append(sequence)
-        else:
-            self._finishing[step] = [sequence]
-            heappush(self._finish_steps, step)
-
-    def _forget_finish(self, sequence: Sequence) -> None:
-        if sequence.finish_step != NEVER:
-            self._finishing[sequence.finish_step].remove(sequence)
-            sequence.finish_step = NEVER
-
-    def _open_segment(self, sequence: Sequence, step: int) -> None:
-        sequence.segment_token, sequence.segment_step = sequence.emitted_at(step), step
-
-    def _close_segment(self, sequence: Sequence, last_step: int) -> None:
-        if sequence.segment_step != NEVER and last_step >= sequence.segment_step:
-            self.log.add_segment(sequence.row, sequence.segment_token, sequence.segment_step, last_step)
-        sequence.segment_step = NEVER
-
     # -- results ----------------------------------------------------------------------------------------------------
 
     def stable_steps(self, limit: int) -> int:
@@ -327,21 +295,17 @@ class Scheduler:
         """Blocks that the next `steps` steps of a steady decode take."""
         return self.decode.blocks_due(self.step + 1, steps)
 
-    def _next_finish(self) -> int:
-        steps = self._finish_steps
-        while not self._finishing.get(steps[0]):
-            self._finishing.pop(heappop(steps), None)
-        return steps[0]
-
-    def commit(self, steps: int) -> tuple[StepPlan, list[Sequence]]:
+    def commit(self, steps: int, aborted: Iterable[Sequence] = ()) -> tuple[StepPlan, list[Sequence]]:
         """The results of the oldest plan and of the `steps` − 1 after it arrive (`steps` ≤ `stable_steps`).
 
-        Returns the oldest plan, and the sequences that finished.
+        Before the last of them the `aborted` are let go. Returns the oldest plan, and the sequences that finished.
         """
         plan = self.in_flight.popleft()
         if steps > 1:
             self.repeat(steps - 1)
         done = plan.step + steps - 1
+        for sequence in aborted:
+            self._abort(sequence, plan, done - 1)
         finished = self._finishing.pop(done, None)
         if not finished:
             return plan, []
@@ -374,6 +338,30 @@ class Scheduler:
             sequence.running = False
         sequence.blocks = 0
         sequence.emitted_tokens = sequence.output_tokens
+
+    def _abort(self, sequence: Sequence, plan: StepPlan, last_step: int) -> None:
+        """Its client left. Its blocks are free at once; its rows in flight run in vain, and results after `last_step` are dropped.
+
+        Source: vLLM 0.26 `finish_requests()`, called before `update_from_output()` (`v1/engine/core.py` `_process_aborts_queue`).
+        """
+        self._close_segment(sequence, last_step)
+        self.log.cut(sequence.row, last_step)
+        if not sequence.running:
+            self.waiting.remove(sequence)
+        else:
+            if sequence.decoding:
+                sequence.blocks = sequence.blocks_at(self.step, self.engine.block_size)
+                self.decode.leave(sequence)
+            elif self._is_prefilling(sequence):
+                self._prefilling -= 1
+            self.pool.give_back(sequence.blocks)
+            self.running.remove(sequence)
+            sequence.running = False
+        sequence.blocks = 0
+        self._forget_finish(sequence)
+        for launched in (plan, *self.in_flight):
+            if sequence in launched.completing:
+                launched.completing.remove(sequence)
 
     def close_segments(self) -> None:
         """Ends the run while requests are unfinished: what they emitted so far goes to the log."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from math import isinf, isnan, nan
 from typing import Any
 
+from simulator.accuracy import accuracy_text
 from simulator.config import Config
+from simulator.fleet_text import fleet_text, verdict
 from simulator.summary import BENCH_NAMES
 from simulator.wording import duration, slo_label, value_text
 
@@ -26,19 +29,29 @@ def run_text(config: Config, figures: Mapping[str, Any], description: str) -> st
     if drafts is not None and acceptance is not None:
         description += f"\ndrafts: {drafts.name}, {acceptance.in_words()}"
     parts = [_headline(config, figures), description, _latency_table(figures), _facts(figures)]
+    if config.clients is not None:
+        parts.append(f"clients    {config.clients.describe()}\n{clients_text(figures)}")
+    parts += fleet_text(config, figures)
     if figures.get("slo"):
         parts.append("\n".join(_slo_line(outcome) for outcome in figures["slo"]))
     parts += _warnings(figures)
+    if known := accuracy_text(config):
+        parts.append(f"Accuracy: {known}.")
     return "\n\n".join(parts)
 
 
 def _headline(config: Config, figures: Mapping[str, Any]) -> str:
     replicas, tp = config.cluster.num_replicas, config.tensor_parallel_size
     service = f"{replicas * tp} × {config.gpu.name}" + (f" ({replicas} replicas of {tp})" if tp > 1 else "")
-    return (
-        f"{service} with {config.model.name} ({config.opt.weights}): {figures['request_throughput']:.3g} requests/s,"
+    if config.autoscaling is not None:
+        service = f"{figures['gpu_hours']:.3g} GPU-hours of {config.gpu.name}"
+    beside = f", with {len(config.cluster.pools)} pool{'s' if len(config.cluster.pools) > 1 else ''} beside" if config.cluster.pools else ""
+    text = (
+        f"{service} with {config.model.name} ({config.opt.weights}){beside}: {figures['request_throughput']:.3g} requests/s,"
         f" {figures['output_throughput']:,.0f} output tokens/s over {duration(figures['duration'])}"
     )
+    comparison = verdict(figures)
+    return f"{text}\n{textwrap.fill(comparison, 120)}" if comparison else text
 
 
 def _latency_table(figures: Mapping[str, Any]) -> str:
@@ -79,6 +92,18 @@ def _facts(figures: Mapping[str, Any]) -> str:
             f" the last eighth alone for {figures['straggler_tail']:.0%} of it"
         )
     return "\n".join(lines)
+
+
+def clients_text(figures: Mapping[str, Any]) -> str:
+    """What impatient clients did: figures of `summary.attempt_figures`."""
+    ends = {"finished": "answered", "aborted": "aborted", "rejected": "refused (429)", "lost": "lost", "in_flight": "in flight"}
+    shares = [f"{figures[f'{key}_share']:.1%} {name}" for key, name in ends.items() if figures[f"{key}_share"]]
+    goodput = f"\ngoodput    {figures['request_goodput']:.3g} requests/s within every limit" if "request_goodput" in figures else ""
+    return (
+        f"attempts   {figures['attempts']:,}, {figures['attempts_per_request']:.3g} a request: {' · '.join(shares)}\n"
+        f"given up   {figures['given_up_share']:.1%} of requests for good;"
+        f" {figures['wasted_token_share']:.1%} of tokens emitted in vain{goodput}"
+    )
 
 
 def _slo_line(outcome: Mapping[str, Any]) -> str:

@@ -53,7 +53,7 @@ class Sequence:
         self.emitted_tokens = 0
         """Valid unless decoding: tokens emitted, those in flight included."""
         self.num_computed_tokens = 0
-        """Valid while prefilling."""
+        """Valid while prefilling; while waiting, what another engine has computed and sent."""
         self.blocks = 0
         """Blocks held; valid unless decoding."""
         self.hashed_tokens = 0

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import nan
 
 import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from simulator.cluster import NS_PER_S, Cluster, Timeline
+from simulator.attempts import Attempts
+from simulator.autoscaler import Autoscaler, Autoscaling
+from simulator.clients import Clients
+from simulator.cluster import NS_PER_S, Cluster, Group, Timeline
 from simulator.cost import CostModel
+from simulator.disaggregation import Disaggregation, SplitCluster
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
+from simulator.fleet import Fleet
+from simulator.impatience import ImpatientClients
+from simulator.outages import Outages, happen
+from simulator.patience import ClientConfig
 from simulator.request import RequestTable
 from simulator.router import make_router
 from simulator.sequence import NEVER
 from simulator.speculation import Acceptance, Drafting
 from simulator.steplog import StepLog
-from simulator.workload import Workload
+from simulator.workload import Sessions, Workload
 
 Int64 = NDArray[np.int64]
 
@@ -33,7 +42,7 @@ class Scenario:
     num_replicas: int = 1
     router: str = "least_requests"
     seed: int = 0
-    """For the router; the workload was drawn with its own."""
+    """For the router and the clients' patience; the workload was drawn with its own."""
     stride: int | None = None
     """Steps taken at once at most; None: as many as can be. Never changes a result; 1 is the reference engine."""
     horizon_s: float | None = None
@@ -42,6 +51,25 @@ class Scenario:
     """Distance of the timeline's samples."""
     acceptance: Acceptance | None = None
     """What the drafts of `engine.speculative` are worth on this traffic."""
+    clients: ClientConfig | None = None
+    """None: they wait for every answer as long as it takes."""
+    others: tuple[Group, ...] = ()
+    """Further replicas, of other engines or GPUs, behind the same router."""
+    outages: Outages | None = None
+    """Failures, drains and rolling deploys."""
+    autoscaling: Autoscaling | None = None
+    """The number of replicas follows the load; `num_replicas` are there at the start."""
+
+    disaggregation: Disaggregation | None = None
+    """Prompts are computed by replicas of their own."""
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All replicas, the main group first."""
+        if self.disaggregation is not None:
+            prefill = Group("prefill", self.engine, self.cost, self.disaggregation.prefill_replicas)
+            return (Group("decode", self.engine, self.cost, self.num_replicas), *self.others, prefill)
+        return (Group("main", self.engine, self.cost, self.num_replicas), *self.others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +98,35 @@ class Result:
     """Length of the run."""
     num_events: int
     """Scheduling events: times that an engine took in results and planned again."""
+    group: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    """int64[replicas]: index into `scenario.groups`."""
+    lifetime_ns: Int64 = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    """int64[replicas, 2]: since when each replica was there, and until when."""
+    gpu_ns: int = 0
+    """GPU time that the service held: of those that start, drain or are broken, too."""
+    attempts: Attempts | None = None
+    """Of impatient clients: then a row is an attempt, and `finish_ns` that of an answer that came in time."""
 
     @property
     def requests(self) -> RequestTable:
         """What was asked, in the same order."""
-        return self.scenario.workload.requests
+        return self.scenario.workload.requests if self.attempts is None else self.attempts.requests
+
+    @property
+    def asked_ns(self) -> Int64:
+        """int64[n]: when the request was first sent, −1 if it was not; `sent_ns` unless this is a retry."""
+        return self.sent_ns if self.attempts is None else self.attempts.asked_ns
+
+    @property
+    def usable_blocks(self) -> Int64:
+        """int64[replicas]: size of each one's KV pool."""
+        return np.array([self.scenario.groups[index].engine.usable_blocks for index in self.group.tolist()], np.int64)
+
+    @property
+    def gpu_utilization(self) -> float:
+        """Share of the replicas' time in which their GPUs worked; the last step launched may end after the run."""
+        there_ns = int((self.lifetime_ns[:, 1] - self.lifetime_ns[:, 0]).sum())
+        return min(float(self.busy_ns.sum()) / there_ns, 1.0) if there_ns else nan
 
 
 def simulate(scenario: Scenario, on_progress: Callable[[int, int], None] | None = None) -> Result:
@@ -85,17 +137,33 @@ def simulate(scenario: Scenario, on_progress: Callable[[int, int], None] | None 
     """
     _check(scenario)
     env = simpy.Environment(initial_time=0)  # an integer clock, nanoseconds
-    router = make_router(scenario.router, scenario.seed)
     drafting = None if scenario.acceptance is None else Drafting(scenario.acceptance, scenario.seed)
-    cluster = Cluster(env, scenario.engine, scenario.cost, scenario.num_replicas, router, scenario.stride, drafting)
+    if scenario.disaggregation is None:
+        cluster = Cluster(env, scenario.groups, make_router(scenario.router, scenario.seed), scenario.stride, drafting)
+    else:
+        cluster = SplitCluster(env, scenario.groups, scenario.router, scenario.seed, scenario.stride, scenario.disaggregation)
     workload = scenario.workload
-    cluster.serve(workload.requests, workload.loop)
-    cluster.observe(round(scenario.sample_s * NS_PER_S), on_progress)
+    fleet = Fleet(cluster, scenario.seed)
+    if scenario.outages is not None:
+        happen(fleet, scenario.outages)
+    if scenario.autoscaling is not None:
+        Autoscaler(fleet, scenario.autoscaling)
+    if scenario.clients is None and scenario.outages is None:
+        clients = Clients(cluster, workload)
+    else:
+        # Where replicas fail, clients notice: without a config they try once.
+        clients = ImpatientClients(cluster, workload, scenario.clients or ClientConfig(), scenario.seed)
+
+    def tell() -> None:
+        if on_progress is not None:
+            on_progress(clients.num_requests - clients.unsettled, clients.num_requests)
+
+    cluster.observe(round(scenario.sample_s * NS_PER_S), tell)
     horizon_ns = None if scenario.horizon_s is None else round(scenario.horizon_s * NS_PER_S)
     if len(workload.requests):
-        stop = cluster.done if horizon_ns is None else cluster.done | env.timeout(horizon_ns)
+        stop = clients.done if horizon_ns is None else clients.done | env.timeout(horizon_ns)
         env.run(until=stop)
-    return _result(scenario, cluster)
+    return _result(scenario, cluster, clients, fleet)
 
 
 def _check(scenario: Scenario) -> None:
@@ -108,45 +176,75 @@ def _check(scenario: Scenario) -> None:
         raise UserError("sample_s and horizon_s must be greater than 0")
     if (engine.speculative is None) != (scenario.acceptance is None):
         raise UserError("engine.speculative and acceptance: give both or neither")
+    apart = (scenario.clients, scenario.outages, scenario.disaggregation, scenario.others)
+    if scenario.acceptance is not None and any(apart):
+        raise UserError("speculation does not go with clients, outages, disaggregation or cluster.pools yet: leave one of them out")
     if scenario.acceptance is not None and len(scenario.acceptance.rates) != engine.decode_query_len - 1:
         raise UserError(
             f"acceptance has rates for {len(scenario.acceptance.rates)} drafts, num_speculative_tokens is {engine.decode_query_len - 1}"
         )
-    too_long = requests.prompt_tokens + requests.output_tokens > engine.max_model_len
+    if engine.speculative is not None:
+        beside = ("clients", "others", "outages", "autoscaling", "disaggregation")
+        if together := [name for name in beside if getattr(scenario, name)]:
+            raise UserError(f"speculation together with {', '.join(together)} is not simulated: give one of them up")
+    _check_prefixes(scenario)
+    longest = min(group.engine.max_model_len for group in scenario.groups)
+    too_long = requests.prompt_tokens + requests.output_tokens > longest
     if too_long.any():
         row = int(too_long.argmax())
         total = int(requests.prompt_tokens[row] + requests.output_tokens[row])
-        raise UserError(f"request {requests.request_id[row]} has {total} tokens, max_model_len is {engine.max_model_len}")
+        raise UserError(f"request {requests.request_id[row]} has {total} tokens, max_model_len is {longest}")
 
 
-def _result(scenario: Scenario, cluster: Cluster) -> Result:
-    requests, egress_ns = scenario.workload.requests, scenario.cost.artifact.overheads.egress_ns
+def _check_prefixes(scenario: Scenario) -> None:
+    asked = [name for name in ("clients", "others", "outages", "autoscaling", "disaggregation") if getattr(scenario, name)]
+    for feature, used in (
+        ("enable_prefix_caching", scenario.engine.enable_prefix_caching),
+        ("a workload of sessions", isinstance(scenario.workload.loop, Sessions)),
+    ):
+        if used and asked:
+            raise UserError(f"{feature} together with {', '.join(asked)} is not simulated yet: give one of them up")
+
+
+def _result(scenario: Scenario, cluster: Cluster, clients: Clients, fleet: Fleet) -> Result:
+    attempts = clients.attempts() if isinstance(clients, ImpatientClients) else None
+    requests = scenario.workload.requests if attempts is None else attempts.requests
     for replica in cluster.replicas:
         replica.close()
-    sequences = cluster.sequences
+    sequences = clients.sequences
     logs = [replica.log for replica in cluster.replicas]
     emitted_tokens, visible_ns = _read_logs(requests, logs)
+    replica_of, replicas = np.array(clients.replica_of, np.int64), len(cluster.replicas)
+    # Of a row that no replica got, the last one's: nothing is added to what has not happened.
+    later_ns = np.array([replica.egress_ns for replica in cluster.replicas], np.int64)[replica_of]
+    stopped_ns = np.array(cluster.stopped_ns, np.int64)
 
-    def column(name: str, later_ns: int = 0) -> Int64:
-        values = np.array([NEVER if s is None else getattr(s, name) for s in sequences], np.int64)
-        return np.where(values == NEVER, NEVER, values + later_ns)
+    def column(name: str) -> Int64:
+        return np.array([NEVER if s is None else getattr(s, name) for s in sequences], np.int64)
+
+    def at_client(values_ns: Int64) -> Int64:
+        return np.where(values_ns == NEVER, NEVER, values_ns + later_ns)
 
     return Result(
         scenario=scenario,
-        sent_ns=cluster.sent_ns,
+        sent_ns=np.array(clients.sent_ns, np.int64),
         scheduled_ns=column("scheduled_ns"),
-        first_token_ns=column("first_token_ns", egress_ns),
-        visible_ns=np.where(visible_ns == NEVER, NEVER, visible_ns + egress_ns),
-        finish_ns=cluster.finish_ns,
+        first_token_ns=at_client(column("first_token_ns")),
+        visible_ns=at_client(visible_ns),
+        finish_ns=np.array(clients.finish_ns, np.int64),
         emitted_tokens=emitted_tokens,
         preemptions=np.array([0 if s is None else s.preemptions for s in sequences], np.int64),
         cached_tokens=np.array([0 if s is None else s.cached_tokens for s in sequences], np.int64),
-        replica=cluster.replica_of,
+        replica=replica_of,
         timeline=cluster.timeline(),
         logs=logs,
         busy_ns=np.array([replica.busy_ns for replica in cluster.replicas], np.int64),
         end_ns=cluster.now_ns,
         num_events=sum(replica.num_events for replica in cluster.replicas),
+        group=np.array(cluster.group_of, np.int64),
+        lifetime_ns=np.column_stack([cluster.started_ns, np.where(stopped_ns == NEVER, cluster.now_ns, stopped_ns)]).reshape(replicas, 2),
+        gpu_ns=fleet.gpu_ns(cluster.now_ns),
+        attempts=attempts,
     )
 
 

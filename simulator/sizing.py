@@ -48,6 +48,8 @@ class Demand:
     cost: CostModel
     tokens_per_step: float = 1.0
     """That a decoding sequence emits on average: more than one with speculation. What is said of a step is said of a token then."""
+    beside: float = 0.0
+    """Replicas' worth of others that share the load, beside those that are counted."""
 
     @cached_property
     def output_tokens_per_s(self) -> float:
@@ -170,14 +172,15 @@ class Demand:
         """The figure that `slo` limits. Percentiles meet a service that is fuller than usual: by a Poisson number's swing."""
         level = self.output_tokens_per_s * step_s
         fuller = max(float(ndtri(min(slo.percentile, 99.9) / 100)), 0.0) * np.sqrt(level)
-        step_s *= self.step_s((level + fuller) / num_replicas) / self.step_s(level / num_replicas)
+        replicas = num_replicas + self.beside
+        step_s *= self.step_s((level + fuller) / replicas) / self.step_s(level / replicas)
         return _value(self.latencies(step_s), slo)
 
     # -- sizes --------------------------------------------------------------------------------------------------------
 
     def step_of(self, num_replicas: int) -> float | None:
         """Seconds of a decode step in steady state by Little's law; None: the replicas cannot carry the load."""
-        rate = self.rate / num_replicas
+        rate = self.rate / (num_replicas + self.beside)
         tokens = rate * float(self.requests.output_tokens.mean())
         # Prefills take their time from decoding.
         decoding = 1.0 - rate * max(float(self.prefill_s.mean()) - self.step_s(1.0), 0.0)
@@ -201,6 +204,11 @@ class Demand:
         """How long the longest output takes with full batches."""
         return float(self.requests.output_tokens.max()) * self.step_s(self.most_running)
 
+    @cached_property
+    def most_tokens_per_s(self) -> float:
+        """Output tokens that one replica emits a second with full batches."""
+        return self.most_running / self.step_s(self.most_running)
+
     def computing_s(self, contexts: Int64) -> float:
         """Time of one engine to compute the given contexts, int64[m], in steps that are full of prefill."""
         if not len(contexts):
@@ -222,7 +230,8 @@ class Demand:
             return None
         outputs, n = np.sort(self.requests.output_tokens), len(self.requests)
         instant_s = float(outputs.mean()) * step_s / INSTANTS
-        inflow, level = self.rate / num_replicas * instant_s, self.rate / num_replicas * float(outputs.mean()) * step_s
+        rate = self.rate / (num_replicas + self.beside)
+        inflow, level = rate * instant_s, rate * float(outputs.mean()) * step_s
         slower = step_s / self.step_s(level)
         steps_at, running = [0.0], 0.0
         while running < FILLED * level and len(steps_at) < MOST_LIFETIMES * INSTANTS:

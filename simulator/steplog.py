@@ -28,6 +28,8 @@ ROW = (
 )
 """Columns of a row. The times are those of `clock.steady_ends`."""
 
+NO_CUT = np.iinfo(np.int64).max
+
 Regenerate = Callable[[int, int, int, int, int, int, int], Int64]
 """(first_step, steps, decode_seqs, intercept_sum, intercept_max, first_end_ns, next_gpu_end_ns) → int64[steps] ends."""
 
@@ -38,6 +40,9 @@ class StepLog:
     def __init__(self, regenerate: Regenerate | None = None) -> None:
         self._rows = array("q")
         self._segments = array("q")
+        self._cuts: dict[int, int] = {}
+        self.discards = False
+        """Whether nobody gets what the engine emits."""
         self._regenerate = regenerate
 
     def add(self, *row: int) -> None:
@@ -46,7 +51,12 @@ class StepLog:
 
     def add_segment(self, row: int, token: int, first_step: int, last_step: int) -> None:
         """Request `row` emitted token number `token` in `first_step`, and one more in every step up to `last_step`."""
-        self._segments.extend((row, token, first_step, last_step))
+        if not self.discards:
+            self._segments.extend((row, token, first_step, last_step))
+
+    def cut(self, row: int, last_step: int) -> None:
+        """Request `row` was aborted: what it emitted after `last_step` was never handled."""
+        self._cuts[row] = last_step
 
     @property
     def rows(self) -> Int64:
@@ -64,6 +74,8 @@ class StepLog:
         """int64[segments, 4]: (request row, token, first step, last step), cut where the run ended."""
         segments = np.frombuffer(self._segments, np.int64).reshape(-1, 4)
         cut = np.minimum(segments[:, 3], self.num_steps - 1)
+        if self._cuts:
+            cut = np.minimum(cut, np.array([self._cuts.get(row, NO_CUT) for row in segments[:, 0].tolist()], np.int64))
         whole = np.column_stack([segments[:, :3], cut])
         return np.ascontiguousarray(whole[whole[:, 2] <= whole[:, 3]])
 

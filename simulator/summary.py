@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.attempts import Attempts, Outcome
 from simulator.cluster import NS_PER_S
 from simulator.itl import inter_token_latency
 from simulator.metrics import Latency, Window, judge, latencies, sent_in, within_limits
@@ -20,6 +21,8 @@ PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 BENCH_NAMES = {"queue": "queue", "ttft": "ttft", "ttfvt": "ttfvt", "tpot": "tpot", "e2e": "e2el"}
 """Latencies, with the names of `vllm bench serve` where it has one."""
 
+EMPTY = -1
+"""A slot of a batch without a request."""
 STUDY_BATCH = 16
 """Stragglers of traffic without batches are those of so many requests sent one after another: arXiv 2510.18672's batch."""
 
@@ -30,18 +33,20 @@ def summary(result: Result, slos: Slos | None = None, window: Window | None = No
     Args:
         result: the run.
         slos: adds `request_goodput`, `goodput_share` and `slo`.
-        window: steady state; everything but `gpu_utilization` is of the window alone.
+        window: steady state; everything but `gpu_utilization` and `gpu_hours` are of the window alone.
         itl: whether to compute inter-token latencies, which takes longer than all the rest.
 
     Returns:
-        Latencies in milliseconds (`p99_e2el_ms` is infinite where the run was too short to see it), rates per second, shares
-        between 0 and 1. `output_throughput` counts the tokens of unfinished requests, too.
+        Latencies in milliseconds (`p99_e2el_ms` is infinite where the run was too short to see it), of requests that were not given
+        up, from their first attempt on; rates per second, shares between 0 and 1. `output_throughput` counts the tokens of
+        unfinished requests, too.
     """
     found = latencies(result, window)
     return {
         **_counts(result, window),
+        **({} if result.attempts is None else attempt_figures(result, result.attempts, window)),
         **_throughput(result, slos, window),
-        **_latency_figures(found),
+        **_latency_figures({name: latency.answered() for name, latency in found.items()}),
         **(_itl_figures(result, window) if itl else {}),
         **_use(result, window),
         **_prefix_cache(result, window),
@@ -61,18 +66,44 @@ def _edges_ns(result: Result, window: Window | None) -> tuple[int, int]:
 def _counts(result: Result, window: Window | None) -> dict[str, Any]:
     requests, sent = result.requests, sent_in(result, window)
     finished = result.finish_ns >= 0
+    gave_up = np.zeros_like(sent) if result.attempts is None else result.attempts.gave_up
     low_ns, high_ns = _edges_ns(result, window)
     return {
         "duration": (high_ns - low_ns) / NS_PER_S,
         "num_requests": int(sent.sum()),
         "completed": int((sent & finished).sum()),
-        "censored": int((sent & ~finished).sum()),
-        "unsent": int((result.sent_ns < 0).sum()),
+        "censored": int((sent & ~finished & ~gave_up).sum()),
+        "unsent": int((result.asked_ns < 0).sum()),
         "rejected": result.scenario.workload.rejected,
         "truncated": int((requests.truncated & finished & sent).sum()),
         "never_visible": int(((requests.visible_token > requests.output_tokens) & finished & sent).sum()),
         "preemptions": int(result.preemptions[sent].sum()),
         "preempted_requests": int((result.preemptions[sent] > 0).sum()),
+    }
+
+
+def attempt_figures(result: Result, attempts: Attempts, window: Window | None) -> dict[str, float]:
+    """What clients did that do not wait for ever: shares of attempts, of requests, and of the tokens emitted.
+
+    `attempts_per_request` above 1 is load that retries add. `wasted_token_share`: tokens of answers that nobody got.
+    """
+    low_ns, high_ns = _edges_ns(result, window)
+    sent = (low_ns <= result.sent_ns) & (result.sent_ns <= high_ns)
+    asked = sent_in(result, window)
+    shares = {
+        f"{outcome.name.lower()}_share": float((attempts.outcome[sent] == outcome).mean()) if sent.any() else nan
+        for outcome in (Outcome.FINISHED, Outcome.ABORTED, Outcome.REJECTED, Outcome.LOST, Outcome.IN_FLIGHT)
+    }
+    emitted = result.emitted_tokens[sent]
+    wasted = emitted[np.isin(attempts.outcome[sent], (Outcome.ABORTED, Outcome.LOST))]
+    return {
+        "attempts": int(sent.sum()),
+        "attempts_per_request": float(attempts.number[asked].mean()) if asked.any() else nan,
+        **shares,
+        "retried_share": float((attempts.number[asked] > 1).mean()) if asked.any() else nan,
+        "given_up": int(attempts.gave_up[asked].sum()),
+        "given_up_share": float(attempts.gave_up[asked].mean()) if asked.any() else nan,
+        "wasted_token_share": float(wasted.sum() / max(emitted.sum(), 1)),
     }
 
 
@@ -136,15 +167,15 @@ def _use(result: Result, window: Window | None) -> dict[str, float]:
     timeline = result.timeline
     low_ns, high_ns = _edges_ns(result, window)
     inside = (low_ns <= timeline.time_ns) & (timeline.time_ns <= high_ns)
-    kv_usage = timeline.kv_blocks[inside] / result.scenario.engine.usable_blocks
+    kv_usage = timeline.kv_blocks[inside] / result.usable_blocks
     running, waiting = timeline.running[inside].sum(1), timeline.waiting[inside].sum(1)
 
     def mean(samples: NDArray[Any]) -> float:
         return float(samples.mean()) if samples.size else nan
 
     return {
-        # The last step launched may end after the run.
-        "gpu_utilization": min(float(result.busy_ns.mean() / result.end_ns), 1.0) if result.end_ns else nan,
+        "gpu_utilization": result.gpu_utilization,
+        "gpu_hours": result.gpu_ns / NS_PER_S / 3600,
         "kv_usage_mean": mean(kv_usage),
         "kv_usage_max": float(kv_usage.max(initial=0.0)),
         "running_mean": mean(running),
@@ -178,12 +209,15 @@ def stragglers(result: Result, window: Window | None = None) -> dict[str, float]
     loop = result.scenario.workload.loop
     size = loop.batch_size if isinstance(loop, Barrier) else STUDY_BATCH
     rows = np.flatnonzero(sent_in(result, window))
+    if isinstance(loop, Barrier):  # the slots that the last batch leaves empty are unused, too
+        rows = np.append(rows, np.full(-len(rows) % size, EMPTY))
     batches = rows[: len(rows) // size * size].reshape(-1, size)
-    batches = batches[(result.finish_ns[batches] >= 0).all(1)]
+    batches = batches[((batches == EMPTY) | (result.finish_ns[batches] >= 0)).all(1)]
     if not len(batches):
         return {"straggler_batch_size": size, "straggler_slot_use": nan, "straggler_tail": nan}
-    tokens = result.requests.output_tokens[batches]
-    elapsed_ns = np.sort(result.finish_ns[batches] - result.sent_ns[batches], axis=1)
+    empty = batches == EMPTY
+    tokens = np.where(empty, 0, result.requests.output_tokens[batches])
+    elapsed_ns = np.sort(np.where(empty, 0, result.finish_ns[batches] - result.sent_ns[batches]), axis=1)
     most_done = elapsed_ns[:, size - size // 8 - 1]
     return {
         "straggler_batch_size": size,

@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.cluster import Group
 from simulator.cost import CostModel
+from simulator.disaggregation import Disaggregation
 from simulator.domain import outside_domain
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
 from simulator.metrics import Latency, SloOutcome, judge, latencies
+from simulator.patience import ClientConfig
 from simulator.simulate import Result, Scenario, simulate
 from simulator.sizing import Demand
 from simulator.slo import Slos
+from simulator.spares import Spares
 from simulator.speculation import Acceptance
 from simulator.steady import Period
+from simulator.summary import attempt_figures
 from simulator.underway import Start, begin
 from simulator.workload import BarrierSpec, ClosedSpec, ReplaySpec, Workload, WorkloadSpec, generate
 from simulator.workload.base import NS_PER_S
@@ -39,6 +44,11 @@ class Question:
     engine: EngineConfig
     cost: CostModel
     slos: Slos
+    clients: ClientConfig | None = None
+    others: tuple[Group, ...] = ()
+    """Replicas that are there anyway, behind the same router."""
+    disaggregation: Disaggregation | None = None
+    """A share of the replicas computes prompts; its `prefill_share` is given."""
     router: str = "least_requests"
     seed: int = 0
     """Of the first run; the others follow."""
@@ -48,6 +58,8 @@ class Question:
     confidence: float = 0.95
     acceptance: Acceptance | None = None
     """Of drafts, where the engine speculates."""
+    spares: Spares | None = None
+    """How nodes fail, for the number to own."""
     measured_s: float | None = None
     """Steady state that each run measures; None: as long as the answer needs."""
 
@@ -73,13 +85,23 @@ class Question:
             cost=cost,
             slos=config.slo,
             acceptance=config.accepted(),
+            clients=config.clients,
+            others=config.pools(),
+            disaggregation=config.split(cost),
             router=config.cluster.router,
             seed=config.seed,
             num_seeds=options.num_seeds,
             max_gpus=options.max_gpus,
             confidence=options.confidence,
+            spares=options.spares,
             measured_s=None if options.hours is None else options.hours * 3600,
         )
+
+    def split(self, num_replicas: int) -> Disaggregation | None:
+        """How so many replicas are split; None: each does both, as one alone must."""
+        if self.disaggregation is None or num_replicas == 1:
+            return None
+        return self.disaggregation.model_copy(update={"prefill_replicas": self.disaggregation.prefills(num_replicas)})
 
     @property
     def gpus_per_replica(self) -> int:
@@ -141,36 +163,43 @@ class Trial:
     simulated_s: float
     simulated_requests: int
     """Those under way at the start included."""
+    attempts: dict[str, float] | None = None
+    """`summary.attempt_figures` of the measured window; None: clients wait for ever."""
 
 
 def run_trial(question: Question, demand: Demand, period: Period, num_replicas: int, seed: int) -> Trial:
     """Simulates one candidate under one seed's traffic."""
+    split = question.split(num_replicas)
     if question.replays:
         start = Start(question.traffic(seed, duration_s=period.window[1]), 0, 0.0)
     else:
-        start = begin(question.traffic(seed, duration_s=period.past_s + period.end_s), period.past_s, demand, num_replicas)
+        traffic = question.traffic(seed, duration_s=period.past_s + period.end_s)
+        start = begin(traffic, period.past_s, demand, num_replicas, split.prefill_replicas if split else None)
     scenario = Scenario(
         workload=start.workload,
         engine=question.engine,
         cost=question.cost,
-        num_replicas=num_replicas,
+        num_replicas=num_replicas - split.prefill_replicas if split else num_replicas,
+        disaggregation=split,
         router=question.router,
         seed=seed,
         horizon_s=start.lead_s + period.end_s,
         sample_s=max(1.0, period.end_s / SAMPLES),
         acceptance=question.acceptance,
+        clients=question.clients,
+        others=question.others,
     )
-    return _reduce(question.slos, period, start, simulate(scenario), seed)
+    return _reduce(question.slos, period, start, simulate(scenario), seed, num_replicas)
 
 
-def _reduce(slos: Slos, period: Period, start: Start, result: Result, seed: int) -> Trial:
+def _reduce(slos: Slos, period: Period, start: Start, result: Result, seed: int, num_replicas: int) -> Trial:
     timeline, window = result.timeline, (start.lead_s + period.window[0], start.lead_s + period.window[1])
     time_s = timeline.time_ns / NS_PER_S
     shown, steady = time_s >= start.lead_s, (window[0] <= time_s) & (time_s <= window[1])
     running, waiting = timeline.running.sum(1).astype(np.float64), timeline.waiting.sum(1).astype(np.float64)
     found = latencies(result, window)
     return Trial(
-        num_replicas=result.scenario.num_replicas,
+        num_replicas=num_replicas,
         seed=seed,
         outcomes=judge(result, slos, window),
         latencies={name: latency for name, latency in found.items() if name != "queue"},
@@ -178,15 +207,16 @@ def _reduce(slos: Slos, period: Period, start: Start, result: Result, seed: int)
         waiting=waiting[steady],
         started=start.num_requests,
         time_s=time_s[shown] - start.lead_s,
-        kv_usage=timeline.kv_blocks[shown] / result.scenario.engine.usable_blocks,
+        kv_usage=timeline.kv_blocks[shown] / result.usable_blocks,
         running=running[shown],
         queue=waiting[shown],
         preemptions=int(result.preemptions.sum()),
         num_requests=len(found["e2e"]),
         rejected=start.workload.rejected,
         output_tokens_per_s=float(result.emitted_tokens.sum()) / (result.end_ns / NS_PER_S),
-        gpu_utilization=float(result.busy_ns.mean() / result.end_ns),
+        gpu_utilization=result.gpu_utilization,
         outside_domain=outside_domain(result, window),
         simulated_s=result.end_ns / NS_PER_S,
-        simulated_requests=int((result.sent_ns >= 0).sum()),
+        simulated_requests=int((result.asked_ns >= 0).sum()),
+        attempts=None if result.attempts is None else attempt_figures(result, result.attempts, window),
     )

@@ -23,12 +23,13 @@ class Start:
     """The engines take so long to compute their contexts; the traffic goes on then."""
 
 
-def begin(workload: Workload, past_s: float, demand: Demand, num_replicas: int) -> Start:
+def begin(workload: Workload, past_s: float, demand: Demand, num_replicas: int, num_prefills: int | None = None) -> Start:
     """Traffic of which the first `past_s` seconds are past when the run begins.
 
     A request sent u seconds before has emitted u / step tokens, with the decode step that Little's law gives for this size
     (`Demand`): so numbers, ages and residual lives are those of a service that always ran, as far as its steps were all alike.
-    A warm-up then takes away what that estimate missed, which is far less than an empty service lacks.
+    Their contexts are computed by all replicas, or by `num_prefills` of them. A warm-up then takes away what that estimate missed,
+    which is far less than an empty service lacks.
     """
     requests = workload.requests
     sent_s = requests.arrival_ns / NS_PER_S - past_s
@@ -37,7 +38,7 @@ def begin(workload: Workload, past_s: float, demand: Demand, num_replicas: int) 
     there, sent_s, done = requests.take(rows), sent_s[rows], done[rows]
     contexts = there.prompt_tokens + done
     under_way = sent_s < 0
-    lead_s = demand.computing_s(contexts[under_way]) / num_replicas
+    lead_s = demand.computing_s(contexts[under_way]) / (num_prefills or num_replicas + demand.beside)
     going_on = replace(
         there,
         arrival_ns=np.where(under_way, 0, np.rint((sent_s + lead_s) * NS_PER_S)).astype(np.int64),

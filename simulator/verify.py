@@ -7,6 +7,7 @@ result is in, so no sequence is a line: each has its state, and vLLM's rules are
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from operator import sub
 
 import numpy as np
@@ -238,8 +239,9 @@ class VerifyScheduler(Scheduler):
             plan.step += steps
             plan.describe(int(ahead.context_sum[steps - 1]), int(ahead.context_max[steps - 1]))
 
-    def commit(self, steps: int) -> tuple[StepPlan, list[Sequence]]:
+    def commit(self, steps: int, aborted: Iterable[Sequence] = ()) -> tuple[StepPlan, list[Sequence]]:
         """The results of the oldest plan and of the `steps` − 1 after it arrive; returns it, and the sequences that finished."""
+        assert not aborted, "a scenario has no drafts where clients leave"
         plan = self.in_flight.popleft()
         assert isinstance(plan, VerifyPlan)
         if steps > 1:

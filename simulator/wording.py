@@ -49,3 +49,13 @@ def plus_minus(name: str, value: float, half: float) -> str:
 def check_text(check: Check) -> str:
     """`TPOT p99 is 13.6 ms (limit 13 ms)`."""
     return f"{slo_label(check.name)} is {value_text(check.name, check.estimate.value)} (limit {value_text(check.name, check.limit)})"
+
+
+def table_text(rows: list[list[str]], left: int = 0) -> list[str]:
+    """Columns side by side, the first `left` of them flush left."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    cells = [
+        [cell.ljust(width) if column < left else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        for row in rows
+    ]
+    return ["  ".join(row).rstrip() for row in cells]

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from simulator.config import CONF, Config, compose_file, load
+from simulator.compose import CONF, compose_file
+from simulator.config import Config, load
 from simulator.errors import UserError
 from simulator.workload import one_line
 from validation.compare import compare

@@ -134,6 +134,33 @@ def test_infeasible_is_an_answer(here: Path) -> None:
     assert json.loads((results(here) / "summary.json").read_text())["gpus"] is None
 
 
+def test_variants_are_compared(here: Path) -> None:
+    compared = ["command=compare", "+compare={variants: {crowded: ['engine.max_num_seqs=4']}, metrics: [ttft_s.p99], num_seeds: 2}"]
+    code, stdout, stderr = run("own.yaml", *compared, cwd=here)
+    assert code == 0, stderr
+    assert stdout.startswith("baseline beside crowded. r1-distill-qwen-7b on h100-sxm.")
+    folder = results(here)
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "summary.json", "report.html", "runs.parquet"}
+    [_, crowded] = json.loads((folder / "summary.json").read_text())["rows"]
+    assert crowded["ratio"]["low"] > 1
+    runs = pq.read_table(folder / "runs.parquet").to_pylist()
+    assert [(row["variant"], row["seed"]) for row in runs] == [("baseline", 0), ("baseline", 1), ("crowded", 0), ("crowded", 1)]
+    assert json.loads((folder / "manifest.json").read_text())["variants"]["crowded"]["config"]["engine"] == {"max_num_seqs": 4}
+
+
+def test_optimizations_are_weighed(here: Path) -> None:
+    short = ["workload.arrivals.rate=1", "plan.hours=0.01", "plan.num_seeds=2", "workload.lengths.max_tokens=100"]
+    code, stdout, stderr = run("own.yaml", "command=plan", "plan.opts=[none,kv_fp8]", *short, cwd=here)
+    assert code == 0, stderr
+    assert stdout.startswith("You need 1 GPU for r1-distill-qwen-7b on h100-sxm, without an optimization")
+    assert "GSM8K 83 → 9" in stdout
+    folder = results(here)
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "summary.json", "report.html"}
+    none, kv_fp8 = json.loads((folder / "summary.json").read_text())["options"]
+    assert (none["gpus"], kv_fp8["gpus"]) == (1, None)
+    assert "plan.max_accuracy_drop=46" in kv_fp8["left_out"]
+
+
 def test_a_reader_that_stops_is_no_error(here: Path) -> None:
     with start("own.yaml", cwd=here) as process:
         assert process.stdout is not None
@@ -188,8 +215,10 @@ MISTAKES = {
     "endless": (["own.yaml", "run.num_requests=null"], ["run.duration_s", "run.num_requests"]),
     "missing value": (["own.yaml", "seed=???"], ["seed"]),
     "interpolation": (["own.yaml", "seed=${sed}"], ["seed", "sed"]),
-    "no cost model": (["own.yaml", "opt=gptq"], ["gptq-kv_auto-tp1", "bf16-kv_auto-tp1"]),
     "not measured": (["own.yaml", "opt=eagle3"], ["bf16-kv_auto-tp1-eagle3-k3", "measured", "bf16-kv_auto-tp1"]),
+    "no cost model": (["own.yaml", "opt.weights=int3"], ["int3-kv_auto-tp1", "bf16-kv_auto-tp1"]),
+    "accuracy lost": (["own.yaml", "command=plan", "opt=kv_fp8"], ["GSM8K 83 → 9", "plan.max_accuracy_drop=46"]),
+    "unknown optimization to weigh": (["own.yaml", "command=plan", "plan.opts=[awk]"], ["plan.opts", "opt/awk", "awq"]),
     "missing artifact": (["own.yaml", "cost_model=nope.json"], ["nope.json", "no such file"]),
     "corrupt artifact": (["own.yaml", "cost_model=corrupt.json"], ["corrupt.json", "JSON"]),
     "wrong artifact": (["own.yaml", "cost_model=wrong.json"], ["wrong.json", "memory.num_gpu_blocks"]),
@@ -198,6 +227,12 @@ MISTAKES = {
     "missing trace": (["own.yaml", "workload=replay", "~workload.arrivals", "workload.path=nope"], ["nope", "no such trace"]),
     "corrupt trace": (["own.yaml", "workload=replay", "~workload.arrivals", "workload.path=corrupt.csv.gz"], ["corrupt.csv.gz"]),
     "results cannot be written": (["own.yaml", "out=own.yaml"], ["out", "own.yaml"]),
+    "nothing to compare": (["own.yaml", "command=compare"], ["compare.variants", "compare.metrics"]),
+    "unknown metric": (["own.yaml", "+compare={variants: {a: []}, metrics: [speed]}"], ["compare.metrics", "speed", "tpot_ms"]),
+    "malformed variant": (
+        ["own.yaml", "command=compare", "+compare={variants: {a: ['opt=awk']}, metrics: [duration_s]}"],
+        ["compare.variants.a", "opt/awk", "awq"],
+    ),
     "plan without SLOs": (["own.yaml", "command=plan", "slo=null"], ["slo", "tpot_ms"]),
 }
 

@@ -25,11 +25,20 @@ class PlainEngine:
     happened; `counts` how often each of the rarer rules applied.
     """
 
-    def __init__(self, table: RequestTable, engine: EngineConfig, cost: CostModel, drafting: Drafting | None = None) -> None:
+    def __init__(
+        self,
+        table: RequestTable,
+        engine: EngineConfig,
+        cost: CostModel,
+        drafting: Drafting | None = None,
+        aborts_ns: list[int] | None = None,
+    ) -> None:
         self.engine, self.cost = engine, cost
         self.num_spec_tokens = engine.speculative.num_speculative_tokens if engine.speculative else 0
         self.num_lookahead_tokens = 0 if engine.speculative is None or engine.speculative.method == "ngram" else self.num_spec_tokens
         self.drafts = [] if drafting is None else [drafting.of(row) for row in range(len(table))]
+        self.aborts_ns = aborts_ns or []
+        """When the engine sees that a client has left, by row; without effect where it is done by then."""
         columns = (table.prompt_tokens, table.output_tokens, table.max_tokens, table.priority, table.arrival_ns)
         self.requests = [Request(row, *values) for row, values in enumerate(zip(*(c.tolist() for c in columns), strict=True))]
         self.cache = PlainCache(engine.num_gpu_blocks - 1, engine.block_size, enable_caching=engine.enable_prefix_caching)
@@ -68,6 +77,7 @@ class PlainEngine:
         while any(request.status != "finished" for request in self.requests):
             while inbox and inbox[0].arrival_ns + ingress_ns <= self.now_ns:
                 self.enqueue(inbox.popleft())
+            self.process_aborts()
             while len(self.queue) < (2 if self.engine.async_scheduling else 1) and (self.running or self.waiting):
                 step = self.schedule()
                 self.launch(step)
@@ -81,6 +91,7 @@ class PlainEngine:
             step = self.queue.popleft()
             self.now_ns = max(self.now_ns, step.gpu_end_ns, self.cpu_free_ns)
             step.end_ns = self.now_ns
+            self.process_aborts()
             self.update_from_output(step)
         return self
 
@@ -264,6 +275,16 @@ class PlainEngine:
         if not self.engine.enable_chunked_prefill and tokens > budget:
             return 0
         return min(tokens, budget)
+
+    def process_aborts(self) -> None:
+        """`v1/engine/core.py`: the aborts queue is emptied before a step's output is processed; the input queue holds them, too."""
+        for request, seen_ns in zip(self.requests, self.aborts_ns, strict=False):
+            if seen_ns > self.now_ns or (request not in self.running and request not in self.waiting):
+                continue
+            self.counts[f"aborts, {request.status}, tokens in flight: {request.num_output_placeholders > 0}"] += 1
+            (self.running if request.status == "running" else self.waiting).remove(request)
+            self.free(request)
+            request.status = "finished"
 
     def update_after_schedule(self, row: Row) -> None:
         request = row.request

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -27,8 +27,8 @@ def simulate_watched(
         after_schedule(scheduler, plan)
         return plan
 
-    def watched_commit(scheduler: Scheduler, steps: int) -> tuple[StepPlan, list[Sequence]]:
-        plan, finished = commit(scheduler, steps)
+    def watched_commit(scheduler: Scheduler, steps: int, aborted: Iterable[Sequence] = ()) -> tuple[StepPlan, list[Sequence]]:
+        plan, finished = commit(scheduler, steps, aborted)
         after_commit(scheduler, plan)
         return plan, finished
 

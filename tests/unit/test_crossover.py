@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from simulator.__main__ import main
-from simulator.config import CONF, load
+from simulator.compose import CONF
+from simulator.config import load
 from simulator.cost import CostModel
 from simulator.crossover import Crossover, crossover, crossover_chart, crossover_of, verdict
 from simulator.engine import EngineConfig
@@ -124,7 +125,7 @@ def test_a_plan_counts_on_the_drafts(speculative_artifact: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["opt=eagle3"], "no cost model for .*-eagle3-k3; measured: "),
+        (["opt=eagle3"], "no cost model for .*-eagle3-k3; measured of h100-sxm"),
         (["opt=eagle3", "opt.speculative.num_speculative_tokens=5"], "-eagle3-k5; measured"),
         (["opt=ngram", "cost_model=ARTIFACT"], "measured with eagle3-k3, opt has ngram-k3"),
         (["cost_model=ARTIFACT"], "measured with eagle3-k3, opt has none"),

@@ -12,7 +12,8 @@ import pytest
 
 from profiler.options import Recording
 from profiler.options import load as options
-from simulator.config import CONF, load
+from simulator.compose import CONF
+from simulator.config import load
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.simulate import Scenario, simulate

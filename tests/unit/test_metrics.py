@@ -278,3 +278,11 @@ def test_stragglers_of_a_barrier() -> None:
     assert figures["straggler_batch_size"] == 8
     assert figures["straggler_slot_use"] == pytest.approx(1700 / 8 / 1000)
     assert figures["straggler_tail"] == pytest.approx(0.9, abs=0.005)
+
+
+def test_slots_that_the_last_batch_leaves_empty_are_unused() -> None:
+    """Six of a batch of eight: a quarter of the slots is empty all the time."""
+    requests = RequestTable.build(np.zeros(6, np.int64), np.full(6, 10), np.full(6, 100))
+    engine = EngineConfig(num_gpu_blocks=2000, max_model_len=2000)
+    figures = stragglers(simulate(Scenario(Workload(requests, Barrier(8)), engine, CostModel.constant(1_000_000))))
+    assert figures["straggler_slot_use"] == pytest.approx(0.75)

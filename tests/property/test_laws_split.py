@@ -1,0 +1,82 @@
+"""The laws where prompts and answers are computed on different replicas."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from simulator.attempts import Outcome
+from simulator.kv import blocks_for
+from simulator.scheduler import Scheduler
+from simulator.simulate import Scenario, simulate
+from simulator.stepplan import StepPlan
+from tests.support.fleets import split_scenario
+from tests.support.watch import simulate_watched
+
+scenarios = st.integers(0, 1 << 32).map(split_scenario)
+law = settings(max_examples=40, derandomize=True, phases=[Phase.explicit, Phase.generate])
+
+
+@law
+@given(scenarios)
+def test_requests_are_conserved_and_answered_where_decoding_is_done(scenario: Scenario) -> None:
+    result = simulate(scenario)
+    done = result.finish_ns >= 0
+    assert (result.emitted_tokens[done] == result.requests.output_tokens[done]).all()
+    assert (result.group[result.replica[done]] == 0).all()
+    if scenario.horizon_s is None:
+        if result.attempts is None:
+            assert done.all()
+        else:
+            ended = result.attempts.gave_up | (result.attempts.outcome == Outcome.FINISHED)
+            assert ended.sum() == len(scenario.workload.requests)
+
+
+@law
+@given(scenarios)
+def test_a_first_token_comes_after_prompt_and_transfer(scenario: Scenario) -> None:
+    result, split = simulate(scenario), scenario.disaggregation
+    assert split is not None
+    overheads = scenario.cost.artifact.overheads
+    began = result.first_token_ns >= 0
+    blocks = -(-result.requests.prompt_tokens // scenario.engine.block_size)
+    transfer_ns = blocks * split.bytes_per_block / split.bandwidth_gb_per_s + split.latency_s * 1e9
+    # In, out, in and out again; a step of work at either end.
+    least_ns = 2 * (overheads.ingress_ns + overheads.egress_ns) + transfer_ns
+    assert ((result.first_token_ns - result.sent_ns)[began] >= least_ns[began] - 1).all()
+
+
+@law
+@given(scenarios)
+def test_blocks_seats_and_budget(scenario: Scenario) -> None:
+    engine = scenario.engine
+
+    def check_blocks(scheduler: Scheduler, plan: StepPlan) -> None:
+        scheduler.check_blocks()
+
+    def check(scheduler: Scheduler, plan: StepPlan) -> None:
+        scheduler.check_blocks()
+        assert plan.tokens <= engine.max_num_batched_tokens
+        assert len(scheduler.running) <= engine.max_num_seqs
+        for sequence, _, end in plan.chunks:
+            assert sequence.blocks >= blocks_for(end, engine.block_size) or sequence.decoding
+
+    simulate_watched(scenario, check, check_blocks)
+
+
+@law
+@given(scenarios)
+def test_a_decode_replica_computes_a_prompt_again_only_after_a_preemption(scenario: Scenario) -> None:
+    computed: dict[int, int] = {}
+
+    def count(scheduler: Scheduler, plan: StepPlan) -> None:
+        if not scheduler.log.discards:
+            for sequence, tokens, _ in plan.chunks:
+                if sequence.preemptions == 0:
+                    computed[sequence.row] = computed.get(sequence.row, 0) + tokens
+
+    simulate_watched(replace(scenario, clients=None), count)
+    assert np.array(list(computed.values()), np.int64).tolist() == [1] * len(computed)
