@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import simpy
 
+from simulator.content import Contents
+from simulator.engine import EngineConfig
 from simulator.events import ARRIVAL, Instant
 from simulator.sequence import NEVER, Sequence
-from simulator.workload import Barrier, ClosedLoop, OpenLoop, Workload
+from simulator.workload import Barrier, ClosedLoop, OpenLoop, Sessions, Workload
 from simulator.workload.base import NS_PER_S
 
 if TYPE_CHECKING:
@@ -44,6 +47,9 @@ class Clients:
         columns = (requests.prompt_tokens, requests.output_tokens, requests.max_tokens, requests.priority)
         self._asked = list(zip(*(column.tolist() for column in columns), strict=True))
         self._settle: Callable[[int], None] = lambda _at_ns: None
+        self._next_turn: dict[int, tuple[int, int]] = {}
+        """In conversations: (row, think time) of what follows the answer to a row."""
+        self._contents = _contents(workload, cluster.groups[0].engine)
         self._next_row = 0
         self._batch_left = 0
         cluster.on_finish = self._finished
@@ -53,7 +59,7 @@ class Clients:
     def _start(self, workload: Workload, n: int) -> None:
         match workload.loop:
             case OpenLoop():
-                self.env.process(self._send_as_recorded(workload.requests.arrival_ns.tolist()))
+                self.env.process(self._send_as_recorded(workload.requests.arrival_ns.tolist(), range(n)))
             case ClosedLoop(num_clients=clients, think_s=think_s):
                 think_ns = round(think_s * NS_PER_S)
                 self._settle = lambda at_ns: self._send_next(at_ns + think_ns)
@@ -62,6 +68,11 @@ class Clients:
             case Barrier(batch_size=size):
                 self._settle = lambda at_ns: self._send_batch_when_empty(size, at_ns)
                 self._settle(NEVER)
+            case Sessions(follows=follows, think_ns=think_ns):
+                turns = enumerate(zip(follows.tolist(), think_ns.tolist(), strict=True))
+                self._next_turn = {before: (row, think) for row, (before, think) in turns if before >= 0}
+                first = np.flatnonzero(follows < 0)
+                self.env.process(self._send_as_recorded(workload.requests.arrival_ns[first].tolist(), first.tolist()))
 
     @property
     def now_ns(self) -> int:
@@ -70,8 +81,8 @@ class Clients:
 
     # -- sending ----------------------------------------------------------------------------------------------------
 
-    def _send_as_recorded(self, arrival_ns: list[int]) -> Process:
-        for row, at_ns in enumerate(arrival_ns):
+    def _send_as_recorded(self, arrival_ns: list[int], rows: Iterable[int]) -> Process:
+        for row, at_ns in zip(rows, arrival_ns, strict=True):
             yield Instant(self.env, at_ns, ARRIVAL)
             self._send(row)
 
@@ -98,6 +109,8 @@ class Clients:
         prompt_tokens, output_tokens, max_tokens, priority = self._asked[row]
         now_ns = self.now_ns
         sequence = Sequence(row, prompt_tokens, output_tokens, max_tokens, priority, now_ns)
+        if self._contents is not None:
+            sequence.content = self._contents.of(row)
         self.sequences[row] = sequence
         self.sent_ns[row] = now_ns
         self.replica_of[row] = self.cluster.accept(sequence)
@@ -111,6 +124,10 @@ class Clients:
     def _finished(self, sequence: Sequence, egress_ns: int) -> None:
         """The engine is done with a request; its client sees that `egress_ns` later."""
         self.finish_ns[sequence.row] = self.now_ns + egress_ns
+        following = self._next_turn.get(sequence.row)
+        if following is not None:
+            row, think_ns = following
+            self.cluster.at(max(self.now_ns + egress_ns + think_ns, self.now_ns + SOONEST_NS), partial(self._send, row))
         self._settled(self.now_ns + egress_ns)
 
     def _settled(self, at_ns: int) -> None:
@@ -119,3 +136,9 @@ class Clients:
         self._settle(at_ns)
         if self.unsettled == 0:
             self.done.succeed()
+
+
+def _contents(workload: Workload, engine: EngineConfig) -> Contents | None:
+    """What requests have in common, where the engine heeds it."""
+    known = workload.requests.content if engine.enable_prefix_caching else None
+    return None if known is None else Contents(known, engine.block_size)

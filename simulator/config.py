@@ -71,12 +71,6 @@ class OptChoice(Spec):
     speculative: dict[str, Any] | None = None
     quantization_config: dict[str, Any] | None = None
 
-    @model_validator(mode="after")
-    def _simulated(self) -> OptChoice:
-        if self.enable_prefix_caching:
-            raise ValueError("enable_prefix_caching is not simulated yet; all other opts are")
-        return self
-
     @field_validator("speculative")
     @classmethod
     def _can_be_scheduled(cls, speculative: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -209,7 +203,7 @@ class Config(Spec):
             raise ValueError("outages and autoscaling are for command: simulate; a plan sizes a fleet that is up and stays as it is")
         if self.disaggregation is not None and (self.outages is not None or self.autoscaling is not None):
             raise ValueError("disaggregation does not go with outages or autoscaling")
-        endless = isinstance(self.workload, OpenSpec) or self.workload.kind == "clients"
+        endless = isinstance(self.workload, OpenSpec) or self.workload.kind in ("clients", "sessions")
         if self.command == "simulate" and endless and self.run.duration_s is None and self.run.num_requests is None:
             raise ValueError("give run.duration_s or run.num_requests, else the arrivals never end")
         return self
@@ -291,7 +285,8 @@ class Config(Spec):
         given = {key: value for key, value in (self.engine if options is None else options).items() if value is not None}
         blocks = given.pop("num_gpu_blocks_override", memory.num_gpu_blocks)
         measured = {name: getattr(memory, name) for name in ("block_size", "max_model_len", "max_num_batched_tokens", "max_num_seqs")}
-        merged = {**measured, **given, "num_gpu_blocks": blocks, "speculative": self.opt.drafts}
+        from_opt = {"enable_prefix_caching": self.opt.enable_prefix_caching}
+        merged = {**measured, **from_opt, **given, "num_gpu_blocks": blocks, "speculative": self.opt.drafts}
         try:
             return EngineConfig.model_validate(merged)
         except ValidationError as error:

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
 from simulator.errors import InvariantError
+from simulator.sequence import Sequence
+
+
+class Hit(NamedTuple):
+    """What a lookup found of a sequence."""
+
+    blocks: list[Any]
+    """From the first on."""
+    held: int
+    """So many of them other sequences hold; the others are free, and have to be taken."""
+
+
+NO_HIT = Hit([], 0)
 
 
 class BlockPool:
@@ -33,6 +49,36 @@ class BlockPool:
         self.free_blocks += blocks
         if self.free_blocks > self.usable_blocks:
             raise InvariantError(f"{self.free_blocks - self.usable_blocks} blocks more than the pool has were given back")
+
+    # -- what differs with prefix caching: simulator/prefix_cache.py ------------------------------------------------
+
+    def lookup(self, sequence: Sequence) -> Hit:  # noqa: ARG002 - nothing is remembered here
+        """What the pool still holds of a waiting sequence."""
+        return NO_HIT
+
+    def share(self, sequence: Sequence, hit: Hit) -> None:
+        """The sequence is admitted, and holds what was found of it."""
+
+    def keep(self, sequence: Sequence) -> None:
+        """A piece of the sequence's prompt was scheduled."""
+
+    def release(self, sequence: Sequence) -> None:
+        """The sequence was preempted: takes back its blocks."""
+        self.give_back(sequence.blocks)
+
+    def retire(self, sequence: Sequence) -> None:
+        """The sequence is finished: takes back its blocks."""
+        self.give_back(sequence.blocks)
+
+    def check(self, held: Iterable[tuple[Sequence, int]]) -> None:
+        """Law: free + held blocks = usable, with the blocks that each running sequence holds.
+
+        Raises:
+            InvariantError: it does not hold.
+        """
+        total = sum(blocks for _, blocks in held)
+        if total != self.held_blocks:
+            raise InvariantError(f"requests hold {total} blocks, the pool says {self.held_blocks}")
 
 
 def blocks_for(tokens: int, block_size: int) -> int:

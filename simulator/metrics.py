@@ -264,6 +264,7 @@ def request_columns(result: Result, *, itl: bool = True) -> dict[str, NDArray[An
         "output_tokens": requests.output_tokens,
         "emitted_tokens": result.emitted_tokens,
         "preemptions": result.preemptions,
+        "cached_tokens": result.cached_tokens,
         "replica": result.replica,
         "truncated": requests.truncated,
         "finished": result.finish_ns >= 0,

@@ -175,9 +175,7 @@ def demand_of(question: Question) -> tuple[Demand, str]:
     """(the traffic as the estimate sees it, a line about it)."""
     workload = question.traffic(question.seed, num_requests=None if question.replays else SAMPLE_REQUESTS)
     arrival_ns = workload.requests.arrival_ns
-    if isinstance(question.workload, OpenSpec):
-        rate = question.workload.arrivals.rate
-    elif isinstance(question.workload, ClientsSpec):
+    if isinstance(question.workload, OpenSpec | ClientsSpec):
         rate = question.workload.rate
     else:
         rate = (len(arrival_ns) - 1) / max(float(arrival_ns[-1] - arrival_ns[0]) / NS_PER_S, 1 / NS_PER_S)

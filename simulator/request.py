@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.content import PromptContent
 from simulator.errors import UserError
 
 Int64 = NDArray[np.int64]
@@ -37,6 +38,8 @@ class RequestTable:
     request_id: NDArray[np.str_]
     """Unique names: those of the trace, or the row numbers."""
     client_names: tuple[str, ...] = ("default",)
+    content: PromptContent | None = None
+    """What prompts have in common, for prefix caching; None: nothing."""
 
     def __len__(self) -> int:
         return len(self.arrival_ns)
@@ -48,8 +51,8 @@ class RequestTable:
 
     def take(self, rows: Int64 | NDArray[np.bool_] | slice) -> RequestTable:
         """The given rows, in the given order."""
-        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "client_names"}
-        return replace(self, **columns)
+        columns = {name: getattr(self, name)[rows] for name in _columns()}
+        return replace(self, **columns, content=None if self.content is None else self.content.take(rows))
 
     @classmethod
     def build(
@@ -64,11 +67,13 @@ class RequestTable:
         priority: Int64 | None = None,
         request_id: NDArray[np.str_] | None = None,
         client_names: tuple[str, ...] = ("default",),
+        content: PromptContent | None = None,
     ) -> RequestTable:
         """A table with defaults filled in: outputs end by their limit, nothing is thought, one client, ids are row numbers.
 
         Raises:
-            UserError: a column has another length, a length is below 1, or an output is longer than its limit.
+            UserError: a column has another length, a length is below 1, an output is longer than its limit, or what a prompt
+                has in common with others is longer than the prompt.
         """
         n = len(arrival_ns)
         table = cls(
@@ -81,14 +86,15 @@ class RequestTable:
             priority=np.zeros(n, np.int64) if priority is None else np.asarray(priority, np.int64),
             request_id=np.arange(n).astype(str) if request_id is None else request_id,
             client_names=client_names,
+            content=content,
         )
         table._check()
         return table
 
     def _check(self) -> None:
-        for field in fields(self):
-            if field.name != "client_names" and len(getattr(self, field.name)) != len(self):
-                raise UserError(f"requests: column {field.name} has {len(getattr(self, field.name))} rows, arrival_ns has {len(self)}")
+        for name in _columns():
+            if len(getattr(self, name)) != len(self):
+                raise UserError(f"requests: column {name} has {len(getattr(self, name))} rows, arrival_ns has {len(self)}")
         for name in ("prompt_tokens", "output_tokens", "visible_token"):
             column = getattr(self, name)
             if len(column) and column.min() < 1:
@@ -98,3 +104,9 @@ class RequestTable:
             raise UserError(f"requests: output_tokens exceeds max_tokens in row {row}")
         if len(self) and (self.arrival_ns[0] < 0 or (np.diff(self.arrival_ns) < 0).any()):
             raise UserError("requests: arrival_ns must not be negative and must not decrease")
+        if self.content is not None:
+            self.content.check(self.prompt_tokens)
+
+
+def _columns() -> list[str]:
+    return [field.name for field in fields(RequestTable) if field.name not in ("client_names", "content")]

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from heapq import heappop, heappush
 
-from simulator.decode import DecodeBatch
 from simulator.engine import EngineConfig
-from simulator.errors import InvariantError
-from simulator.kv import BlockPool, blocks_for
+from simulator.foresight import Foresight
+from simulator.kv import NO_HIT, BlockPool, blocks_for
+from simulator.prefix_cache import PrefixCache
 from simulator.sequence import NEVER, Sequence
 from simulator.steplog import StepLog
 from simulator.stepplan import StepPlan
 from simulator.waiting import FcfsQueue, PriorityQueue, WaitingQueue
 
 
-class Scheduler:
+class Scheduler(Foresight):
     """One engine's scheduler. `schedule()` plans a step, `commit()` takes in the results of the oldest plan.
 
     Laws: free + held blocks = usable; token budget and seats are never exceeded; a plan depends on no output length
@@ -28,10 +27,9 @@ class Scheduler:
     """
 
     def __init__(self, engine: EngineConfig, log: StepLog) -> None:
-        self.engine = engine
-        self.log = log
-        self.pool = BlockPool(engine.usable_blocks)
-        self.decode = DecodeBatch(engine.block_size)
+        super().__init__(engine, log)
+        usable = engine.usable_blocks
+        self.pool = PrefixCache(usable, engine.block_size) if engine.enable_prefix_caching else BlockPool(usable)
         self.waiting: WaitingQueue = FcfsQueue() if engine.scheduling_policy == "fcfs" else PriorityQueue()
         self.running: list[Sequence] = []
         self.in_flight: deque[StepPlan] = deque()
@@ -39,8 +37,6 @@ class Scheduler:
         """Index of the last scheduled step."""
         self._prefilling = 0
         self._chunk_limit = 0
-        self._finishing: dict[int, list[Sequence]] = {}
-        self._finish_steps: list[int] = []
         self._watermark_blocks = int(engine.watermark * engine.num_gpu_blocks)
 
     @property
@@ -90,6 +86,7 @@ class Scheduler:
         for sequence in self._finishing.get(step - 1, ()):
             if sequence.decoding and sequence.sure_to_finish:
                 sequence.blocks = sequence.blocks_at(step - 1, self.engine.block_size)
+                sequence.hashed_tokens = sequence.hashed_at(step - 1, self.engine.depth)
                 sequence.emitted_tokens = sequence.emitted_at(step - 1)
                 self.decode.leave(sequence)
 
@@ -104,10 +101,13 @@ class Scheduler:
     def _run_decodes(self, plan: StepPlan) -> int:
         """All decodes, less the last in line where blocks run out. Returns the budget left."""
         pool, decode = self.pool, self.decode
-        # A victim comes after all who got a block so far, so it makes no difference that they are handed out in the end.
-        while decode.blocks_due(plan.step) > pool.free_blocks:
+        # A victim comes after all who got a block so far: so many as there were, taken before the victim's come in.
+        taken = 0
+        while decode.blocks_due(plan.step) - taken > pool.free_blocks:
+            taken += pool.free_blocks
+            pool.take(pool.free_blocks)
             self._preempt(plan, self.running.pop(self._victim_place()))
-        pool.take(decode.blocks_due(plan.step))
+        pool.take(decode.blocks_due(plan.step) - taken)
         if not self._prefilling and not plan.preempted:
             plan.epoch = decode.epoch
         return self.engine.max_num_batched_tokens - self.decode.count
@@ -182,7 +182,9 @@ class Scheduler:
         before = plan.step - 1
         if victim.decoding:
             # If this step already gave the victim its block, that block goes back with the others.
-            victim.blocks = victim.blocks_at(plan.step if victim.last_step == plan.step else before, self.engine.block_size)
+            last = plan.step if victim.last_step == plan.step else before
+            victim.blocks = victim.blocks_at(last, self.engine.block_size)
+            victim.hashed_tokens = victim.hashed_at(last, self.engine.depth)
             victim.emitted_tokens = min(victim.emitted_at(before), victim.output_tokens)
             self._close_segment(victim, min(before, victim.finish_step))
             self.decode.leave(victim)
@@ -192,7 +194,7 @@ class Scheduler:
             self._close_segment(victim, victim.finish_step)
         if victim.finish_step > before:
             self._forget_finish(victim)
-        self.pool.give_back(victim.blocks)
+        self.pool.release(victim)
         victim.blocks = 0
         victim.num_computed_tokens = 0
         victim.running = False
@@ -206,7 +208,8 @@ class Scheduler:
         while budget > 0 and len(self.waiting) > 0 and len(self.running) < engine.max_num_seqs:
             sequence = self.waiting.peek()
             # Computed already is what another engine sent, of a request that has not been preempted here.
-            computed = sequence.num_computed_tokens
+            hit = NO_HIT if sequence.num_computed_tokens else self.pool.lookup(sequence)
+            computed = sequence.num_computed_tokens + len(hit.blocks) * engine.block_size
             tokens = sequence.num_tokens - computed
             if self._chunk_limit:
                 tokens = min(tokens, self._chunk_limit)
@@ -214,11 +217,18 @@ class Scheduler:
                 break
             tokens = min(tokens, budget)
             # The gate asks for room for the whole sequence but takes only the chunk's blocks: a test, not a reservation.
-            needed = blocks_for(sequence.num_tokens if engine.scheduler_reserve_full_isl else computed + tokens, engine.block_size)
+            whole = sequence.num_tokens if engine.scheduler_reserve_full_isl else computed + tokens
+            # What was found in the free queue has to leave it, so only what others hold is saved.
+            needed = blocks_for(whole, engine.block_size) - hit.held
             if needed + (self._watermark_blocks if self.running else 0) > self.pool.free_blocks:
                 break
-            blocks = blocks_for(computed + tokens, engine.block_size)
+            blocks = blocks_for(computed + tokens, engine.block_size) - len(hit.blocks)
+            self.pool.share(sequence, hit)
             self.pool.take(blocks)
+            sequence.blocks = len(hit.blocks)
+            sequence.num_computed_tokens = computed
+            if sequence.preemptions == 0:
+                sequence.cached_tokens = len(hit.blocks) * engine.block_size
             self.waiting.pop()
             self.running.append(sequence)
             sequence.running = True
@@ -231,6 +241,8 @@ class Scheduler:
     def _put_chunk(self, plan: StepPlan, sequence: Sequence, tokens: int, blocks: int) -> None:
         sequence.blocks += blocks
         sequence.num_computed_tokens += tokens
+        sequence.hashed_tokens = sequence.num_computed_tokens
+        self.pool.keep(sequence)
         plan.chunks.append((sequence, tokens, sequence.num_computed_tokens))
         plan.prefill_tokens += tokens
         if sequence.num_computed_tokens == sequence.num_tokens:
@@ -252,6 +264,7 @@ class Scheduler:
         if sequence.finish_step < step:
             # Its EOS is in flight: the row it did not get would have been wasted.
             sequence.blocks = sequence.blocks_at(step - 1, self.engine.block_size)
+            sequence.hashed_tokens = sequence.hashed_at(step - 1, self.engine.depth)
             sequence.emitted_tokens = sequence.output_tokens
             return
         self._close_segment(sequence, step - 1)
@@ -260,35 +273,6 @@ class Scheduler:
         self._open_segment(sequence, step + 1)
         self._foresee_finish(sequence)
         self.decode.join(sequence)
-
-    def _start_decoding(self, sequence: Sequence, step: int) -> None:
-        """`step` holds the last chunk: its result is a token, and every step after it adds one."""
-        sequence.intercept = sequence.num_tokens - step
-        self._open_segment(sequence, step)
-        self._foresee_finish(sequence)
-        self.decode.join(sequence)
-
-    def _foresee_finish(self, sequence: Sequence) -> None:
-        step = sequence.output_tokens - 1 + sequence.prompt_tokens - sequence.intercept
-        sequence.finish_step = step
-        if step in self._finishing:
-            self._finishing[step].append(sequence)
-        else:
-            self._finishing[step] = [sequence]
-            heappush(self._finish_steps, step)
-
-    def _forget_finish(self, sequence: Sequence) -> None:
-        if sequence.finish_step != NEVER:
-            self._finishing[sequence.finish_step].remove(sequence)
-            sequence.finish_step = NEVER
-
-    def _open_segment(self, sequence: Sequence, step: int) -> None:
-        sequence.segment_token, sequence.segment_step = sequence.emitted_at(step), step
-
-    def _close_segment(self, sequence: Sequence, last_step: int) -> None:
-        if sequence.segment_step != NEVER and last_step >= sequence.segment_step:
-            self.log.add_segment(sequence.row, sequence.segment_token, sequence.segment_step, last_step)
-        sequence.segment_step = NEVER
 
     # -- results ----------------------------------------------------------------------------------------------------
 
@@ -311,12 +295,6 @@ class Scheduler:
         """Blocks that the next `steps` steps of a steady decode take."""
         return self.decode.blocks_due(self.step + 1, steps)
 
-    def _next_finish(self) -> int:
-        steps = self._finish_steps
-        while not self._finishing.get(steps[0]):
-            self._finishing.pop(heappop(steps), None)
-        return steps[0]
-
     def commit(self, steps: int, aborted: Iterable[Sequence] = ()) -> tuple[StepPlan, list[Sequence]]:
         """The results of the oldest plan and of the `steps` − 1 after it arrive (`steps` ≤ `stable_steps`).
 
@@ -331,6 +309,9 @@ class Scheduler:
         finished = self._finishing.pop(done, None)
         if not finished:
             return plan, []
+        if self.engine.enable_prefix_caching and len(finished) > 1:
+            # What is freed first is taken first: vLLM goes through the rows of the batch, which are in running order.
+            finished.sort(key=lambda s: self.running.index(s) if s.running else NEVER)
         for sequence in finished:
             self._finish(sequence)
         return plan, finished
@@ -350,7 +331,9 @@ class Scheduler:
             if sequence.decoding:
                 sequence.blocks = sequence.blocks_at(self.step, self.engine.block_size)
                 self.decode.leave(sequence)
-            self.pool.give_back(sequence.blocks)
+            # The last token is never computed.
+            sequence.hashed_tokens = sequence.prompt_tokens + sequence.output_tokens - 1
+            self.pool.retire(sequence)
             self.running.remove(sequence)
             sequence.running = False
         sequence.blocks = 0
@@ -392,6 +375,4 @@ class Scheduler:
             InvariantError: it does not hold.
         """
         size = self.engine.block_size
-        held = sum(s.blocks_at(self.step, size) if s.decoding else s.blocks for s in self.running)
-        if held != self.pool.held_blocks:
-            raise InvariantError(f"requests hold {held} blocks, the pool says {self.pool.held_blocks}")
+        self.pool.check((s, s.blocks_at(self.step, size) if s.decoding else s.blocks) for s in self.running)

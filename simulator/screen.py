@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from math import isinf, isnan
+from math import isinf, isnan, nan
 from typing import Any
 
 from simulator.accuracy import accuracy_text
@@ -83,6 +83,9 @@ def _facts(figures: Mapping[str, Any]) -> str:
         f"KV cache   {figures['kv_usage_mean']:.0%} on average, {figures['kv_usage_max']:.0%} at most",
         f"GPU busy   {figures['gpu_utilization']:.0%}",
     ]
+    if not isnan(figures.get("prefix_cache_hit_rate", nan)):
+        hits, queries = figures["prefix_cache_hits"], figures["prefix_cache_queries"]
+        lines.append(f"prefixes   {figures['prefix_cache_hit_rate']:.1%} of prompt tokens found in the cache ({hits:,} of {queries:,})")
     if not isnan(figures["straggler_slot_use"]):
         lines.append(
             f"stragglers batches of {figures['straggler_batch_size']}: {figures['straggler_slot_use']:.0%} of their slots' time in use,"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from simulator.content import Content
+
 NEVER = -1
 
 
@@ -15,10 +17,13 @@ class Sequence:
     __slots__ = (
         "arrival_ns",
         "blocks",
+        "cached_tokens",
+        "content",
         "decoding",
         "emitted_tokens",
         "finish_step",
         "first_token_ns",
+        "hashed_tokens",
         "intercept",
         "last_step",
         "max_tokens",
@@ -51,6 +56,10 @@ class Sequence:
         """Valid while prefilling; while waiting, what another engine has computed and sent."""
         self.blocks = 0
         """Blocks held; valid unless decoding."""
+        self.hashed_tokens = 0
+        """With prefix caching: the full blocks of so many tokens have a hash; valid unless decoding."""
+        self.content: Content | None = None
+        """None: nothing in common with any other request."""
         self.running = False
         self.decoding = False
         self.intercept = 0
@@ -63,6 +72,8 @@ class Sequence:
         self.scheduled_ns = NEVER
         self.first_token_ns = NEVER
         self.preemptions = 0
+        self.cached_tokens = 0
+        """Found in the prefix cache at the first admission."""
 
     @property
     def num_tokens(self) -> int:
@@ -81,3 +92,12 @@ class Sequence:
     def blocks_at(self, step: int, block_size: int) -> int:
         """Blocks held once `step` is scheduled; the sequence decodes."""
         return -(-(self.intercept + step) // block_size)
+
+    def hashed_at(self, step: int, depth: int) -> int:
+        """Tokens whose full blocks have a hash once `step` is scheduled, with `depth` steps in flight; the sequence decodes.
+
+        vLLM hashes tokens that it knows. With two steps in flight the one that `step` computes is known only if it was not
+        itself emitted by the step before, which is so where a line begins. Source: vLLM 0.26 `allocate_slots`, and
+        `async_scheduler.py` `_update_request_with_output`.
+        """
+        return self.intercept + max(step + 1 - depth, min(self.segment_step, step))

@@ -27,7 +27,7 @@ from simulator.router import make_router
 from simulator.sequence import NEVER
 from simulator.speculation import Acceptance, Drafting
 from simulator.steplog import StepLog
-from simulator.workload import Workload
+from simulator.workload import Sessions, Workload
 
 Int64 = NDArray[np.int64]
 
@@ -86,6 +86,8 @@ class Result:
     finish_ns: Int64
     emitted_tokens: Int64
     preemptions: Int64
+    cached_tokens: Int64
+    """Prompt tokens that the prefix cache had when the request was first scheduled (vLLM's `num_cached_tokens`); 0 without one."""
     replica: Int64
     timeline: Timeline
     logs: list[StepLog]
@@ -185,12 +187,23 @@ def _check(scenario: Scenario) -> None:
         beside = ("clients", "others", "outages", "autoscaling", "disaggregation")
         if together := [name for name in beside if getattr(scenario, name)]:
             raise UserError(f"speculation together with {', '.join(together)} is not simulated: give one of them up")
+    _check_prefixes(scenario)
     longest = min(group.engine.max_model_len for group in scenario.groups)
     too_long = requests.prompt_tokens + requests.output_tokens > longest
     if too_long.any():
         row = int(too_long.argmax())
         total = int(requests.prompt_tokens[row] + requests.output_tokens[row])
         raise UserError(f"request {requests.request_id[row]} has {total} tokens, max_model_len is {longest}")
+
+
+def _check_prefixes(scenario: Scenario) -> None:
+    asked = [name for name in ("clients", "others", "outages", "autoscaling", "disaggregation") if getattr(scenario, name)]
+    for feature, used in (
+        ("enable_prefix_caching", scenario.engine.enable_prefix_caching),
+        ("a workload of sessions", isinstance(scenario.workload.loop, Sessions)),
+    ):
+        if used and asked:
+            raise UserError(f"{feature} together with {', '.join(asked)} is not simulated yet: give one of them up")
 
 
 def _result(scenario: Scenario, cluster: Cluster, clients: Clients, fleet: Fleet) -> Result:
@@ -221,6 +234,7 @@ def _result(scenario: Scenario, cluster: Cluster, clients: Clients, fleet: Fleet
         finish_ns=np.array(clients.finish_ns, np.int64),
         emitted_tokens=emitted_tokens,
         preemptions=np.array([0 if s is None else s.preemptions for s in sequences], np.int64),
+        cached_tokens=np.array([0 if s is None else s.cached_tokens for s in sequences], np.int64),
         replica=replica_of,
         timeline=cluster.timeline(),
         logs=logs,

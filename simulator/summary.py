@@ -49,6 +49,7 @@ def summary(result: Result, slos: Slos | None = None, window: Window | None = No
         **_latency_figures({name: latency.answered() for name, latency in found.items()}),
         **(_itl_figures(result, window) if itl else {}),
         **_use(result, window),
+        **_prefix_cache(result, window),
         **stragglers(result, window),
         **({} if slos is None else {"slo": [vars(outcome) for outcome in judge(result, slos, window)]}),
     }
@@ -183,6 +184,19 @@ def _use(result: Result, window: Window | None) -> dict[str, float]:
         "waiting_max": int(waiting.max(initial=0)),
         "batch_tokens_mean": mean(timeline.batch_tokens[inside].sum(1)),
     }
+
+
+def _prefix_cache(result: Result, window: Window | None) -> dict[str, float]:
+    """Prompt tokens looked up and found, named as vLLM's metrics; nothing without prefix caching.
+
+    Each request counts once: vLLM keeps preempted ones that come back apart, too, but 0.26 counts a head of the queue again in every
+    step in which it is looked up and then held back (0.32 does not).
+    """
+    if not result.scenario.engine.enable_prefix_caching:
+        return {}
+    admitted = sent_in(result, window) & (result.scheduled_ns >= 0)
+    queries, hits = int(result.requests.prompt_tokens[admitted].sum()), int(result.cached_tokens[admitted].sum())
+    return {"prefix_cache_queries": queries, "prefix_cache_hits": hits, "prefix_cache_hit_rate": hits / queries if queries else nan}
 
 
 def stragglers(result: Result, window: Window | None = None) -> dict[str, float]:

@@ -8,6 +8,8 @@ from simulator.workload.base import MeanTokens
 from simulator.workload.build import Barrier, ClosedLoop, OpenLoop, Workload, generate
 from simulator.workload.catalogue import length_names, preset_names
 from simulator.workload.lengths import mean_tokens
+from simulator.workload.sessions import Sessions, SessionsSpec
+from simulator.workload.shared import SharedPrompts
 from simulator.workload.spec import BarrierSpec, ClosedSpec, OpenSpec, ReplaySpec, WorkloadSpec, one_line, validate
 from simulator.workload.traces import Trace, read_meta, read_trace
 
@@ -20,6 +22,9 @@ __all__ = [
     "OpenLoop",
     "OpenSpec",
     "ReplaySpec",
+    "Sessions",
+    "SessionsSpec",
+    "SharedPrompts",
     "Trace",
     "Workload",
     "WorkloadSpec",

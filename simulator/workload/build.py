@@ -12,6 +12,8 @@ from simulator.workload.arrivals import MOST_REQUESTS, arrivals_s, describe_arri
 from simulator.workload.base import NS_PER_S
 from simulator.workload.clients import ClientsSpec, merged, requests_table
 from simulator.workload.lengths import Lengths, Scores
+from simulator.workload.sessions import Sessions, SessionsSpec, sessions
+from simulator.workload.shared import of_samples, with_heads
 from simulator.workload.spec import BarrierSpec, ClosedSpec, OpenSpec, ReplaySpec, WorkloadSpec
 from simulator.workload.traces import read_trace
 
@@ -41,7 +43,7 @@ class Workload:
     """The requests of one run, and what makes their clients send them."""
 
     requests: RequestTable
-    loop: OpenLoop | ClosedLoop | Barrier = OpenLoop()
+    loop: OpenLoop | ClosedLoop | Barrier | Sessions = OpenLoop()
     rejected: int = 0
     """Requests turned away because their prompt has `max_model_len` tokens or more; they are not in `requests`."""
     description: str = ""
@@ -70,14 +72,27 @@ def generate(
         raise UserError(f"num_requests must be at least 1, not {num_requests}")
     if isinstance(spec, ClosedSpec | BarrierSpec):
         table = _waiting(spec.lengths, seed, num_requests)
+        if isinstance(spec, ClosedSpec):
+            table = with_heads(table, spec.shared_prompts, seed)
+    elif isinstance(spec, SessionsSpec):
+        table, loop, rejected = sessions(spec, seed, max_model_len, duration_s, num_requests)
+        return Workload(table, loop, rejected, f"{spec.describe()}; {_summary(table, rejected)}")
     elif isinstance(spec, ReplaySpec):
         return _replayed(spec, seed, duration_s, num_requests, max_model_len)
     elif isinstance(spec, ClientsSpec):
         table = merged(spec, seed, duration_s=duration_s, num_requests=num_requests)
     else:
-        times_s = arrivals_s(spec.arrivals, seed, duration_s=duration_s, num_requests=num_requests)
-        table = requests_table(times_s, spec.lengths.sample(Scores.draw(len(times_s), seed)), priority=spec.priority)
+        table = _open(spec, seed, duration_s, num_requests)
     return _served(table, _loop(spec), _describe(spec), max_model_len)
+
+
+def _open(spec: OpenSpec, seed: int, duration_s: float | None, num_requests: int | None) -> RequestTable:
+    samples = spec.samples_per_prompt
+    num_prompts = None if num_requests is None else -(-num_requests // samples)
+    times_s = np.repeat(arrivals_s(spec.arrivals, seed, duration_s=duration_s, num_requests=num_prompts), samples)
+    scores = of_samples(Scores.draw(len(times_s), seed), samples, seed)
+    table = requests_table(times_s, spec.lengths.sample(scores), priority=spec.priority)
+    return with_heads(table, spec.shared_prompts, seed, samples).take(slice(num_requests))
 
 
 def _loop(spec: WorkloadSpec) -> OpenLoop | ClosedLoop | Barrier:
@@ -91,11 +106,14 @@ def _describe(spec: OpenSpec | ClosedSpec | BarrierSpec | ClientsSpec) -> str:
         return spec.describe()
     if isinstance(spec, OpenSpec):
         who = describe_arrivals(spec.arrivals)
+        if spec.samples_per_prompt > 1:
+            who += f", {spec.samples_per_prompt} samples of each prompt"
     elif isinstance(spec, ClosedSpec):
         who = f"closed loop of {spec.num_clients} clients, think time {spec.think_s:g} s"
     else:
         who = f"batches of {spec.batch_size} behind a barrier"
-    return f"{who}; {spec.lengths.describe()}"
+    shared = None if isinstance(spec, BarrierSpec) else spec.shared_prompts
+    return f"{who}; {'' if shared is None else f'{shared.describe()}; '}{spec.lengths.describe()}"
 
 
 def _served(table: RequestTable, loop: OpenLoop | ClosedLoop | Barrier, about: str, max_model_len: int) -> Workload:

@@ -14,6 +14,8 @@ from simulator.workload.base import Spec
 from simulator.workload.clients import ClientsSpec
 from simulator.workload.distributions import ThinkingShare
 from simulator.workload.lengths import Lengths
+from simulator.workload.sessions import SessionsSpec
+from simulator.workload.shared import SharedPrompts
 from simulator.workload.traces import TraceFormat
 
 
@@ -24,6 +26,14 @@ class OpenSpec(Spec):
     arrivals: Arrivals
     lengths: Lengths
     priority: int = 0
+    shared_prompts: SharedPrompts | None = None
+    samples_per_prompt: int = Field(1, ge=1)
+    """Best of n: so many requests of one prompt at once; `arrivals` are those of prompts."""
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return self.arrivals.rate * self.samples_per_prompt
 
 
 class ClosedSpec(Spec):
@@ -33,6 +43,7 @@ class ClosedSpec(Spec):
     num_clients: int = Field(ge=1)
     think_s: float = Field(0.0, ge=0)
     lengths: Lengths
+    shared_prompts: SharedPrompts | None = None
 
 
 class BarrierSpec(Spec):
@@ -57,7 +68,7 @@ class ReplaySpec(Spec):
     priority: int = 0
 
 
-WorkloadSpec = Annotated[OpenSpec | ClosedSpec | BarrierSpec | ClientsSpec | ReplaySpec, Field(discriminator="kind")]
+WorkloadSpec = Annotated[OpenSpec | ClosedSpec | BarrierSpec | ClientsSpec | ReplaySpec | SessionsSpec, Field(discriminator="kind")]
 
 
 @cache

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from simulator.content import PromptContent
 from simulator.errors import UserError
 from simulator.request import RequestTable
 from simulator.workload.base import NS_PER_S, Float64, suggest
@@ -23,8 +24,15 @@ if TYPE_CHECKING:
 
 TraceFormat = Literal["measured", "azure", "mooncake", "burstgpt", "vllm_bench"]
 
-SHIPPED = {"azure_2023_conversation": DATA / "azure_llm_inference_2023_conv.csv.gz"}
+SHIPPED = {
+    "azure_2023_conversation": DATA / "azure_llm_inference_2023_conv.csv.gz",
+    "mooncake_conversation": DATA / "mooncake_conversation.jsonl.gz",
+}
 """Traces that come with the project, by the name that a config may give instead of a path."""
+
+
+MOONCAKE_BLOCK_TOKENS = 512
+"""Prompt tokens that one of a Mooncake trace's `hash_ids` stands for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +130,7 @@ def _numbers(path: Path, name: str, values: Any) -> Float64:
     return numbers
 
 
-def _trace(path: Path, arrival_s: Any, prompt: Any, output: Any, request_id: Any = None) -> Trace:
+def _trace(path: Path, arrival_s: Any, prompt: Any, output: Any, request_id: Any = None, content: PromptContent | None = None) -> Trace:
     """Checks the columns, drops what failed, sorts by arrival."""
     if len(arrival_s) == 0:
         raise UserError(f"{path}: the trace has no requests")
@@ -140,6 +148,7 @@ def _trace(path: Path, arrival_s: Any, prompt: Any, output: Any, request_id: Any
         prompt_tokens=prompt_tokens[rows].astype(np.int64),
         output_tokens=output_tokens[rows].astype(np.int64),
         request_id=ids[rows],
+        content=None if content is None else content.take(rows),
     )
     return Trace(path.name.removesuffix(".gz"), requests, dropped=len(arrival_s) - len(rows))
 
@@ -155,8 +164,18 @@ def _measured(folder: Path) -> Trace:
     frame = _read_csv(path, ["request_id", "arrival_s", "prompt_tokens", "output_tokens"], dtype={"request_id": str})
     if frame["request_id"].isna().any():
         raise UserError(f"{path}: request_id is empty in row {int(frame['request_id'].isna().to_numpy().argmax()) + 1}")
-    trace = _trace(path, frame["arrival_s"], frame["prompt_tokens"], frame["output_tokens"], frame["request_id"])
+    content = _shared_heads(path, frame) if "prefix_id" in frame and "prefix_tokens" in frame else None
+    trace = _trace(path, frame["arrival_s"], frame["prompt_tokens"], frame["output_tokens"], frame["request_id"], content)
     return Trace(str(meta.get("name", folder.name)), trace.requests, trace.dropped)
+
+
+def _shared_heads(path: Path, frame: pd.DataFrame) -> PromptContent | None:
+    """`prefix_id` (empty: shares nothing) and `prefix_tokens`; None if nothing is shared."""
+    codes, _ = frame["prefix_id"].factorize()
+    if (codes < 0).all():
+        return None
+    tokens = _numbers(path, "prefix_tokens", frame["prefix_tokens"].where(codes >= 0, 0)).astype(np.int64)
+    return PromptContent.build([[(int(code), int(n))] if code >= 0 else [] for code, n in zip(codes, tokens, strict=True)])
 
 
 def _azure(path: Path) -> Trace:
@@ -170,8 +189,11 @@ def _azure(path: Path) -> Trace:
 
 
 def _mooncake(path: Path) -> Trace:
-    """Mooncake traces (github.com/kvcache-ai/Mooncake): timestamps in milliseconds, batched, so gaps mean nothing."""
-    rows = []
+    """Mooncake traces (github.com/kvcache-ai/Mooncake): timestamps in milliseconds, batched, so gaps mean nothing.
+
+    `hash_ids` name the blocks of a prompt, all before them included: equal ids are equal prefixes.
+    """
+    rows, segments = [], []
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -179,10 +201,17 @@ def _mooncake(path: Path) -> Trace:
             try:
                 row = json.loads(line)
                 rows.append((float(row["timestamp"]) / 1000, row["input_length"], row["output_length"]))
+                segments.append(_mooncake_blocks(row.get("hash_ids", []), row["input_length"]))
             except (KeyError, TypeError, ValueError) as error:
                 raise UserError(f"{path}: line {number} is no Mooncake record (timestamp, input_length, output_length): {error}") from error
-    columns = list(zip(*rows, strict=True)) or [(), (), ()]
-    return _trace(path, *columns)
+    arrival_s, prompt, output = zip(*rows, strict=True) if rows else ((), (), ())
+    return _trace(path, arrival_s, prompt, output, content=PromptContent.build(segments))
+
+
+def _mooncake_blocks(hash_ids: list[int], prompt_tokens: Any) -> list[tuple[int, int]]:
+    # A length that is none is found out with the others.
+    starts = range(0, prompt_tokens, MOONCAKE_BLOCK_TOKENS) if isinstance(prompt_tokens, int) else ()
+    return [(int(i), min(MOONCAKE_BLOCK_TOKENS, prompt_tokens - start)) for i, start in zip(hash_ids, starts, strict=False)]
 
 
 def _burstgpt(path: Path) -> Trace:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections import deque
 from functools import cache
 from pathlib import Path
 
@@ -19,54 +18,76 @@ from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.request import RequestTable
 from tests.reference.plain_engine import PlainEngine, Step
-from validation.conformance.cases import Case, random_case
-from validation.conformance.decisions import Decision, simulated
+from validation.conformance.cases import Case, Inbox, random_case
+from validation.conformance.decisions import Decision, content, probed, shared_heads, simulated
 from validation.conformance.golden import Golden
-from validation.conformance.kinds import QUOTAS
+from validation.conformance.kinds import PREFIX_QUOTAS, QUOTAS
+from validation.conformance.prefix_cases import random_prefix_case
 from validation.conformance.run import difference, installed
 
 ROOT = Path(__file__).parents[2]
-FILES = {version: Path(__file__).parent / f"vllm-{version}.json.xz" for version in ("0.26", "0.32")}
+VERSIONS = ("0.26", "0.32")
+SAMPLES = [*VERSIONS, *(f"{version}-prefix" for version in VERSIONS)]
+"""Without and with prefix caching."""
 
 
 @cache
-def golden(version: str) -> Golden:
-    return Golden.read(FILES[version])
+def golden(sample: str) -> Golden:
+    return Golden.read(Path(__file__).parent / f"vllm-{sample}.json.xz")
 
 
-CASES = [(version, place) for version in FILES for place in range(len(golden(version).cases))]
+CASES = [(sample, place) for sample in SAMPLES for place in range(len(golden(sample).cases))]
 
 
-@pytest.mark.parametrize(("version", "place"), CASES)
-def test_the_simulator_decides_as_vllm_did(version: str, place: int) -> None:
-    kept = golden(version)
+def quotas(sample: str) -> dict[str, int]:
+    return PREFIX_QUOTAS if sample.endswith("-prefix") else QUOTAS
+
+
+@pytest.mark.parametrize(("sample", "place"), CASES)
+def test_the_simulator_decides_as_vllm_did(sample: str, place: int) -> None:
+    kept = golden(sample)
     assert difference(simulated(kept.cases[place]), kept.decisions[place]) is None
 
 
 def plain(case: Case) -> list[Decision]:
     """The decisions of the plain engine, its clock set aside."""
     arrivals = case.arrivals
-    _, prompt_tokens, output_tokens, max_tokens, priority = zip(*arrivals, strict=True)
-    table = RequestTable.build(range(len(arrivals)), prompt_tokens, output_tokens, max_tokens=max_tokens, priority=priority)
+    prompt_tokens, output_tokens, max_tokens, priority = zip(*(arrival[1:5] for arrival in arrivals), strict=True)
+    table = RequestTable.build(
+        range(len(arrivals)), prompt_tokens, output_tokens, max_tokens=max_tokens, priority=priority, content=content(case)
+    )
     engine = PlainEngine(table, case.engine, CostModel.constant(1))
-    inbox, handled, decisions = deque(engine.requests), 0, []
+    inbox, heads, handled, decisions = Inbox(case), shared_heads(case), 0, []
     finished: set[int] = set()
-    while inbox or engine.queue or engine.running or engine.waiting:
-        while inbox and arrivals[inbox[0].row].handled <= handled:
-            engine.enqueue(inbox.popleft())
+    told: set[int] = set()
+    while True:
+        for row in inbox.due(handled, finished):
+            engine.enqueue(engine.requests[row])
         while len(engine.queue) < case.engine.depth and (engine.running or engine.waiting):
             step = engine.schedule()
             engine.queue.append(step)
-            done = {request.row for request in engine.requests if request.status == "finished"}
-            decisions.append(as_decision(engine, step, done - finished))
-            finished = done
+            decisions.append(
+                as_decision(engine, step, finished - told)._replace(found=found(engine, case, heads, len(decisions), finished))
+            )
+            told = set(finished)
         if engine.queue:
             step = engine.queue.popleft()
             engine.update_from_output(step)
             handled += bool(step.rows)
-        elif inbox:
-            handled = arrivals[inbox[0].row].handled
-    return decisions
+            finished = {request.row for request in engine.requests if request.status == "finished"}
+        elif (waited := inbox.next_handled(finished)) is not None:
+            handled = waited
+        else:
+            return decisions
+
+
+def found(engine: PlainEngine, case: Case, heads: list[int], step: int, finished: set[int]) -> int:
+    row = probed(case, step, finished)
+    if row is None:
+        return 0
+    request = engine.requests[row]
+    blocks = engine.cache.get_computed_blocks(request.block_hashes, request.prompt_tokens)
+    return min(len(blocks), heads[row])
 
 
 def as_decision(engine: PlainEngine, step: Step, finished: set[int]) -> Decision:
@@ -79,32 +100,33 @@ def as_decision(engine: PlainEngine, step: Step, finished: set[int]) -> Decision
         running=tuple(step.running),
         computed_tokens=tuple(request.num_computed_tokens for request in running),
         blocks=tuple(len(request.blocks) for request in running),
-        free_blocks=len(engine.free_blocks),
+        free_blocks=len(engine.cache.free_block_queue),
         waiting=len(engine.waiting),
     )
 
 
-@pytest.mark.parametrize(("version", "place"), CASES)
-def test_the_plain_engine_decides_as_vllm_did(version: str, place: int) -> None:
+@pytest.mark.parametrize(("sample", "place"), CASES)
+def test_the_plain_engine_decides_as_vllm_did(sample: str, place: int) -> None:
     """So the oracle of `tests/equivalence` is one."""
-    kept = golden(version)
+    kept = golden(sample)
     assert difference(plain(kept.cases[place]), kept.decisions[place]) is None
 
 
-@pytest.mark.parametrize("version", FILES)
-def test_the_sample_holds_every_kind_of_decision(version: str) -> None:
-    kept = golden(version)
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_the_sample_holds_every_kind_of_decision(sample: str) -> None:
+    kept, version = golden(sample), sample.partition("-")[0]
     assert kept.vllm.startswith(f"{version}.")
-    assert {name: kept.kinds[name] for name, quota in QUOTAS.items() if kept.kinds[name] < quota} == {}
+    assert {name: kept.kinds[name] for name, quota in quotas(sample).items() if kept.kinds[name] < quota} == {}
     assert sum(map(len, kept.decisions)) > 5000
     assert {case.engine.vllm_version for case in kept.cases} == {version}
+    assert {case.engine.enable_prefix_caching for case in kept.cases} == {sample.endswith("-prefix")}
 
 
-@pytest.mark.parametrize("version", FILES)
-def test_the_sample_is_what_its_seeds_say(version: str) -> None:
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_the_sample_is_what_its_seeds_say(sample: str) -> None:
     """numpy may change how its generators turn bits into numbers: the cases are kept beside the decisions, and this would show it."""
-    kept = golden(version)
-    assert kept.cases == [random_case(seed, version) for seed in kept.seeds]  # type: ignore[arg-type]
+    kept, draw = golden(sample), random_prefix_case if sample.endswith("-prefix") else random_case
+    assert kept.cases == [draw(seed, sample.partition("-")[0]) for seed in kept.seeds]  # type: ignore[arg-type]
 
 
 def other_rules(case: Case) -> Case:
@@ -112,7 +134,7 @@ def other_rules(case: Case) -> Case:
     return case._replace(engine=EngineConfig(**case.engine.model_dump() | {"vllm_version": other}))
 
 
-@pytest.mark.parametrize("version", FILES)
+@pytest.mark.parametrize("version", VERSIONS)
 def test_the_sample_tells_one_version_from_the_other(version: str) -> None:
     kept = golden(version)
     differ = [
@@ -148,11 +170,12 @@ def vllm(request: pytest.FixtureRequest) -> tuple[str, str | None]:
 @pytest.mark.vllm
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_vllm_decides_as_it_did(vllm: tuple[str, str | None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_vllm_decides_as_it_did(vllm: tuple[str, str | None], prefix_caching: bool, tmp_path: Path) -> None:
     version, tree = vllm
-    done = conformance(f"golden={tmp_path / 'new.json.xz'}", tree=tree)
+    done = conformance(f"golden={tmp_path / 'new.json.xz'}", f"prefix_caching={prefix_caching}", tree=tree)
     assert done.returncode == 0, done.stderr
-    new, kept = Golden.read(tmp_path / "new.json.xz"), golden(version)
+    new, kept = Golden.read(tmp_path / "new.json.xz"), golden(f"{version}-prefix" if prefix_caching else version)
     assert new.vllm.startswith(f"{version}.")
     assert new.seeds == kept.seeds
     assert [difference(n, k) for n, k in zip(new.decisions, kept.decisions, strict=True)] == [None] * len(kept.cases)
@@ -162,7 +185,8 @@ def test_vllm_decides_as_it_did(vllm: tuple[str, str | None], tmp_path: Path) ->
 @pytest.mark.vllm
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_new_cases_show_no_difference(vllm: tuple[str, str | None]) -> None:
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_new_cases_show_no_difference(vllm: tuple[str, str | None], prefix_caching: bool) -> None:
     _, tree = vllm
-    done = conformance("steps=100000", "seed=1000", tree=tree)
+    done = conformance("steps=100000", "seed=1000", f"prefix_caching={prefix_caching}", tree=tree)
     assert ", 0 cases differ\n" in done.stdout, done.stdout + done.stderr

@@ -59,6 +59,7 @@ def assert_same_requests(result: Result, plain: PlainEngine) -> None:
         seen = request.token_ns[visible[row] - 1] + overheads.egress_ns if visible[row] <= len(request.token_ns) else -1
         assert result.visible_ns[row] == seen
     assert result.emitted_tokens.tolist() == [request.num_output_tokens for request in requests]
+    assert result.cached_tokens.tolist() == [request.cached_tokens for request in requests]
     assert result.preemptions.tolist() == [request.preemptions for request in requests]
     assert token_times(result) == [request.token_ns for request in requests]
 
@@ -74,16 +75,19 @@ def assert_same_timeline(result: Result, plain: PlainEngine) -> None:
     assert result.timeline.waiting[:, 0].tolist() == (waiting + sent - seen).tolist()
 
 
-@pytest.mark.parametrize("stride", [1, None])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_requests_steps_and_timeline_are_those_of_the_plain_engine(seed: int, stride: int | None) -> None:
-    plain, result = plain_run(seed), run(seed, stride)
+def assert_same(result: Result, plain: PlainEngine) -> None:
     assert_same_requests(result, plain)
     assert_same_timeline(result, plain)
     done = [step.end_ns for step in plain.steps if step.end_ns >= 0]
     assert step_ends(result).tolist() == done
     assert result.busy_ns.tolist() == [plain.busy_ns]
     assert result.end_ns == max(request.finish_ns for request in plain.requests)
+
+
+@pytest.mark.parametrize("stride", [1, None])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_requests_steps_and_timeline_are_those_of_the_plain_engine(seed: int, stride: int | None) -> None:
+    assert_same(run(seed, stride), plain_run(seed))
 
 
 class Recorder:

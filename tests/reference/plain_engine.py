@@ -7,75 +7,15 @@ own names. It shares only contracts with the simulator: the engine's options, th
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.features import StepFeatures
 from simulator.request import RequestTable
 from simulator.speculation import Drafting
-
-
-@dataclass(eq=False)
-class Request:
-    """A request as the engine core holds it."""
-
-    row: int
-    prompt_tokens: int
-    output_tokens: int
-    """The token with this number is the end of sequence, unless `max_tokens` comes first."""
-    max_tokens: int
-    priority: int
-    arrival_ns: int
-    status: str = "waiting"
-    num_output_tokens: int = 0
-    num_computed_tokens: int = 0
-    num_output_placeholders: int = 0
-    num_spec_tokens: int = 0
-    """Drafts that wait to be verified (`spec_token_ids`)."""
-    is_prefill_chunk: bool = True
-    blocks: list[int] = field(default_factory=list)
-    preemptions: int = 0
-    scheduled_ns: int = -1
-    finish_ns: int = -1
-    token_ns: list[int] = field(default_factory=list)
-    """When the result with each token was handled."""
-    chunk_ns: list[int] = field(default_factory=list)
-    """The same, once for all tokens of one result."""
-
-    @property
-    def num_tokens(self) -> int:
-        return self.prompt_tokens + self.num_output_tokens
-
-
-@dataclass
-class Row:
-    """One request in one step."""
-
-    request: Request
-    tokens: int
-    end: int
-    """Position after the last of the tokens."""
-    prefill: bool
-    emits: bool = False
-    drafts: int = 0
-    """Of the tokens, scheduled drafts."""
-    padding: bool = False
-    """The drafts are none: they make up the length of a decode."""
-
-
-@dataclass
-class Step:
-    """One scheduled batch."""
-
-    rows: list[Row] = field(default_factory=list)
-    preempted: list[int] = field(default_factory=list)
-    admitted: list[int] = field(default_factory=list)
-    running: list[int] = field(default_factory=list)
-    """The running list when the batch was fixed."""
-    held_blocks: int = 0
-    gpu_end_ns: int = 0
-    end_ns: int = -1
+from tests.reference.plain_cache import PlainCache
+from tests.reference.plain_request import Request, Row, Step
 
 
 class PlainEngine:
@@ -101,7 +41,9 @@ class PlainEngine:
         """When the engine sees that a client has left, by row; without effect where it is done by then."""
         columns = (table.prompt_tokens, table.output_tokens, table.max_tokens, table.priority, table.arrival_ns)
         self.requests = [Request(row, *values) for row, values in enumerate(zip(*(c.tolist() for c in columns), strict=True))]
-        self.free_blocks = list(range(1, engine.num_gpu_blocks))
+        self.cache = PlainCache(engine.num_gpu_blocks - 1, engine.block_size, enable_caching=engine.enable_prefix_caching)
+        if engine.enable_prefix_caching:
+            self._spell_out(table)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.queue: deque[Step] = deque()
@@ -111,6 +53,20 @@ class PlainEngine:
         self.now_ns = self.cpu_free_ns = self.gpu_free_ns = self.busy_ns = 0
         self.threshold = 0
         """The longest chunk of the step being scheduled, 0 for any."""
+
+    def _spell_out(self, table: RequestTable) -> None:
+        for request in self.requests:
+            row, content = request.row, table.content
+            request.answer = ("answer of", row)
+            if content is not None:
+                segments = slice(content.offsets[row], content.offsets[row + 1])
+                for content_id, tokens in zip(content.content_id[segments], content.tokens[segments], strict=True):
+                    request.all_tokens += [(int(content_id), place) for place in range(tokens)]
+                if content.answer_id[row] >= 0:
+                    request.answer = int(content.answer_id[row])
+            lone = range(request.prompt_tokens - len(request.all_tokens))
+            request.all_tokens += [("prompt of", row, place) for place in lone]
+            self.cache.extend_hashes(request.block_hashes, request.all_tokens)
 
     # -- engine core: the loop and its two clocks -------------------------------------------------------------------
 
@@ -127,7 +83,7 @@ class PlainEngine:
                 self.launch(step)
                 self.queue.append(step)
                 self.steps.append(step)
-            held = sum(len(request.blocks) for request in self.requests)
+            held = self.held_blocks
             self.states.append((self.now_ns, held, len(self.running), len(self.waiting)))
             if not self.queue:
                 self.now_ns = inbox[0].arrival_ns + ingress_ns
@@ -191,7 +147,7 @@ class PlainEngine:
         for row in step.rows:
             self.update_after_schedule(row)
         step.running = [request.row for request in self.running]
-        step.held_blocks = sum(len(request.blocks) for request in self.requests)
+        step.held_blocks = self.held_blocks
         scheduled = {row.request.row for row in step.rows}
         for request in self.running:
             if request.row not in scheduled and not request.is_prefill_chunk and not self._sure_to_finish(request):
@@ -273,17 +229,29 @@ class PlainEngine:
         only_decodes = bool(step.rows) and not any(row.prefill for row in step.rows)
         while self.waiting and budget > 0 and len(self.running) < engine.max_num_seqs:
             request = self.waiting[0]
+            computed_blocks = self.cache.get_computed_blocks(request.block_hashes, request.num_tokens)
+            computed = len(computed_blocks) * engine.block_size
             pad = self.num_spec_tokens > 0 and only_decodes and request.num_tokens == 1
-            tokens = self._first_chunk(request, budget, pad)
+            tokens = self._first_chunk(request.num_tokens - computed, budget, pad)
             if tokens == 0:
                 break
             headroom = int(engine.watermark * engine.num_gpu_blocks) if self.running else 0
-            if engine.scheduler_reserve_full_isl and self._blocks(request, request.num_tokens) + headroom > len(self.free_blocks):
-                if self._missing_blocks(request, tokens) + headroom <= len(self.free_blocks):
+            room = len(self.cache.free_block_queue) - headroom
+            chunk_blocks = self._missing_blocks(request, tokens, computed_blocks)
+            if engine.scheduler_reserve_full_isl and self._blocks(request, request.num_tokens - computed, computed_blocks) > room:
+                if chunk_blocks <= room:
                     self.counts["held back by the full-sequence gate"] += 1
                 break
-            if not self.allocate(request, tokens, headroom):
+            if chunk_blocks > room:
                 break
+            self.cache.touch(computed_blocks)
+            request.blocks = list(computed_blocks)
+            request.num_computed_tokens = computed
+            if request.scheduled_ns < 0:
+                request.cached_tokens = computed
+            self.counts["tokens found"] += computed
+            self.counts["tokens found by resumed requests"] += computed * (request.status == "preempted")
+            assert self.allocate(request, tokens)
             self.waiting.pop(0)
             self.running.append(request)
             if request.status == "preempted":
@@ -291,13 +259,12 @@ class PlainEngine:
             request.status = "running"
             if request.scheduled_ns < 0:
                 request.scheduled_ns = self.now_ns
-            step.rows.append(Row(request, tokens, tokens, prefill=True, drafts=self.num_spec_tokens * pad, padding=pad))
+            step.rows.append(Row(request, tokens, computed + tokens, prefill=True, drafts=self.num_spec_tokens * pad, padding=pad))
             step.admitted.append(request.row)
             budget -= tokens
 
-    def _first_chunk(self, request: Request, budget: int, pad: bool) -> int:
-        """Tokens of a waiting request in this step; 0 if it has to wait for a step with more room."""
-        tokens = request.num_tokens
+    def _first_chunk(self, tokens: int, budget: int, pad: bool) -> int:
+        """Of the `tokens` that a waiting request lacks, those in this step; 0 if it has to wait for a step with more room."""
         if pad:
             tokens = 1 + self.num_spec_tokens
             if tokens > budget or tokens > self.engine.max_model_len:
@@ -361,8 +328,14 @@ class PlainEngine:
     def emit(self, request: Request) -> None:
         request.num_output_tokens += 1
         request.token_ns.append(self.now_ns)
+        if self.engine.enable_prefix_caching:
+            request.all_tokens.append((request.answer, request.num_output_tokens - 1))
+            self.cache.extend_hashes(request.block_hashes, request.all_tokens)
         if self.engine.async_scheduling:
             request.num_output_placeholders -= 1
+            if request.status == "running":
+                known = request.num_computed_tokens - request.num_output_placeholders
+                self.cache.cache_full_blocks(request.blocks, request.block_hashes, known)
         ended = request.num_output_tokens == min(request.output_tokens, request.max_tokens)
         if not ended and request.num_tokens < self.engine.max_model_len:
             return
@@ -377,20 +350,28 @@ class PlainEngine:
 
     # -- KV cache manager -------------------------------------------------------------------------------------------
 
-    def _missing_blocks(self, request: Request, tokens: int) -> int:
-        return self._blocks(request, tokens + self.num_lookahead_tokens)
+    @property
+    def held_blocks(self) -> int:
+        return self.engine.num_gpu_blocks - 1 - len(self.cache.free_block_queue)
 
-    def _blocks(self, request: Request, tokens: int) -> int:
-        slots = min(request.num_computed_tokens + tokens, self.engine.max_model_len)
-        return max(-(-slots // self.engine.block_size) - len(request.blocks), 0)
+    def _missing_blocks(self, request: Request, tokens: int, found: Sequence[int] = ()) -> int:
+        return self._blocks(request, tokens + self.num_lookahead_tokens, found)
 
-    def allocate(self, request: Request, tokens: int, headroom: int = 0) -> bool:
+    def _blocks(self, request: Request, tokens: int, found: Sequence[int] = ()) -> int:
+        """Blocks that have to leave the free queue for `tokens` tokens beyond those computed, and those of which blocks were found."""
+        size = self.engine.block_size
+        slots = min(request.num_computed_tokens + len(found) * size + tokens, self.engine.max_model_len)
+        return max(-(-slots // size) - len(request.blocks) - len(found), 0) + self.cache.num_evictable(found)
+
+    def allocate(self, request: Request, tokens: int) -> bool:
         missing = self._missing_blocks(request, tokens)
-        if missing + headroom > len(self.free_blocks):
+        if missing > len(self.cache.free_block_queue):
             return False
-        request.blocks += [self.free_blocks.pop() for _ in range(missing)]
+        request.blocks += self.cache.get_new_blocks(missing)
+        known = min(request.num_computed_tokens + tokens, request.num_tokens)
+        self.cache.cache_full_blocks(request.blocks, request.block_hashes, known)
         return True
 
     def free(self, request: Request) -> None:
-        self.free_blocks += request.blocks
+        self.cache.free_blocks(request.blocks[::-1])
         request.blocks = []

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tqdm import tqdm
 
 from simulator.errors import UserError
@@ -15,7 +15,8 @@ from validation.conformance.branches import Report, Watch
 from validation.conformance.cases import random_case, speculative_case
 from validation.conformance.draft_kinds import DRAFT_QUOTAS
 from validation.conformance.golden import collect
-from validation.conformance.kinds import QUOTAS
+from validation.conformance.kinds import PREFIX_QUOTAS, QUOTAS
+from validation.conformance.prefix_cases import random_prefix_case
 from validation.conformance.run import Outcome, exact_version, installed, outcomes
 
 USAGE = """\
@@ -24,6 +25,7 @@ usage: python -m validation.conformance [key=value …]    where vLLM 0.26 or 0.
   steps=100000     at least so many steps, of random cases from seed on
   seed=0
   drafts=true      with speculative decoding: n-gram, draft models, EAGLE (vLLM 0.26)
+  prefix_caching=true    with prefix caching
   coverage=true    also which branches of vLLM's schedule() were taken (needs coverage.py; slower)
   golden=FILE      writes a sample of vLLM's decisions instead"""
 
@@ -39,8 +41,15 @@ class Settings(BaseModel):
     steps: int = Field(100_000, ge=1)
     seed: int = Field(0, ge=0)
     drafts: bool = False
+    prefix_caching: bool = False
     coverage: bool = False
     golden: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_feature(self) -> Settings:
+        if self.drafts and self.prefix_caching:
+            raise ValueError("drafts and prefix_caching: one of them at a time")
+        return self
 
     @classmethod
     def load(cls, arguments: list[str]) -> Settings:
@@ -59,7 +68,7 @@ class Settings(BaseModel):
             return cls.model_validate(given)
         except ValidationError as error:
             first = error.errors()[0]
-            raise UserError(f"{first['loc'][0]}: {first['msg']}") from None
+            raise UserError(": ".join([*map(str, first["loc"]), first["msg"]])) from None
 
 
 def main(arguments: list[str]) -> int:
@@ -70,8 +79,9 @@ def main(arguments: list[str]) -> int:
     try:
         settings = Settings.load(arguments)
         watch = Watch(settings.drafts) if settings.coverage else None
-        cases = outcomes(installed(), settings.seed, speculative_case if settings.drafts else random_case)
-        quotas = DRAFT_QUOTAS if settings.drafts else QUOTAS
+        make = speculative_case if settings.drafts else random_prefix_case if settings.prefix_caching else random_case
+        quotas = DRAFT_QUOTAS if settings.drafts else PREFIX_QUOTAS if settings.prefix_caching else QUOTAS
+        cases = outcomes(installed(), settings.seed, make)
         if settings.golden is not None:
             golden = collect(cases, quotas)
             golden.write(settings.golden)

@@ -20,7 +20,7 @@ LEFT_OUT = {
     "LoRA": r"lora",
     "Mamba layers and sliding windows with replay": r"mamba|prefix_replay|window_loaded",
     "numbers of drafts that change with the load": r"dynamic_sd_lookup is not None|draft_slots",
-    "prefix caching (not yet simulated)": r"block_copies|hit_diverged",
+    "prefix-cache hits within a block, or of several kinds of layers": r"block_copies|hit_diverged",
     "an engine that is paused": r"_pause_state",
     "pipeline parallelism": r"next_decode_eligible_step",
     "more than two steps in flight": r"num_stale_output_tokens",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import asdict
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from simulator.content import NOBODY
 from simulator.engine import EngineConfig
 from simulator.speculation import Acceptance, Drafting
 
@@ -23,6 +25,11 @@ class Arrival(NamedTuple):
     """The token with this number ends the output: it is the end of sequence, unless a limit comes first."""
     max_tokens: int
     priority: int
+    segments: tuple[tuple[int, int], ...] = ()
+    """(content id, tokens) of what others may have, too (`simulator.content`)."""
+    answer_id: int = NOBODY
+    follows: int | None = None
+    """The row whose answer the prompt repeats: the request is not seen before that one is finished."""
 
 
 class Case(NamedTuple):
@@ -45,7 +52,34 @@ class Case(NamedTuple):
         if drafting is not None:
             acceptance = drafting["acceptance"] | {"rates": tuple(drafting["acceptance"]["rates"]), "growth": ()}
             drafting = Drafting(Acceptance(**acceptance), drafting["seed"])
-        return cls(EngineConfig(**document["engine"]), tuple(Arrival(*row) for row in document["arrivals"]), drafting)
+        return cls(EngineConfig(**document["engine"]), tuple(map(_arrival, document["arrivals"])), drafting)
+
+
+def _arrival(row: list[Any]) -> Arrival:
+    arrival = Arrival(*row)
+    return arrival._replace(segments=tuple((content_id, tokens) for content_id, tokens in arrival.segments))
+
+
+class Inbox:
+    """The requests of a case that are still to be seen."""
+
+    def __init__(self, case: Case) -> None:
+        self._arrivals = case.arrivals
+        self._rows = list(range(len(case.arrivals)))
+
+    def due(self, handled: int, finished: Container[int]) -> list[int]:
+        """Takes out those that can be seen now, in their order."""
+        due = [row for row in self._rows if self._arrivals[row].handled <= handled and self._is_free(row, finished)]
+        self._rows = [row for row in self._rows if row not in due]
+        return due
+
+    def next_handled(self, finished: Container[int]) -> int | None:
+        """When the next can be seen, if nothing else happens; None: there is none."""
+        return min((self._arrivals[row].handled for row in self._rows if self._is_free(row, finished)), default=None)
+
+    def _is_free(self, row: int, finished: Container[int]) -> bool:
+        follows = self._arrivals[row].follows
+        return follows is None or follows in finished
 
 
 def random_case(seed: int, vllm_version: Version = "0.26") -> Case:
@@ -60,7 +94,7 @@ def random_case(seed: int, vllm_version: Version = "0.26") -> Case:
     max_model_len = int((prompt_tokens + output_tokens).max()) + int(rng.choice([0, 0, 1, 30]))
     columns = (handled, prompt_tokens, output_tokens, max_tokens, rng.integers(0, 3, n))
     arrivals = tuple(Arrival(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
-    options = _random_options(rng, max_model_len)
+    options = random_options(rng, max_model_len)
     if rng.random() < 0.3:
         arrivals, options = _by_priority_to_the_last_block(rng, arrivals, options)
     return Case(EngineConfig(**options, vllm_version=vllm_version), arrivals)
@@ -112,7 +146,7 @@ def _by_priority_to_the_last_block(
     }
 
 
-def _random_options(rng: np.random.Generator, max_model_len: int) -> dict[str, Any]:
+def random_options(rng: np.random.Generator, max_model_len: int) -> dict[str, Any]:
     """Often too few blocks for the requests it runs, too few tokens a step, or too few seats; never what vLLM would refuse to start."""
     block_size = int(rng.choice([16, 16, 16, 4, 1]))
     usable_blocks = int(-(-max_model_len // block_size) * rng.choice([1.0, 1.3, 2.0, 4.0]))

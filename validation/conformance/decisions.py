@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter
+from collections.abc import Container
+from itertools import takewhile
 from typing import NamedTuple
 
+import numpy as np
+
 from simulator.chunklog import ChunkLog
+from simulator.content import Contents, PromptContent
 from simulator.scheduler import Scheduler
 from simulator.sequence import NEVER, Sequence
 from simulator.steplog import StepLog
 from simulator.stepplan import StepPlan
 from simulator.verify import VerifyScheduler
 from simulator.verifyplan import VerifyPlan
-from validation.conformance.cases import Case
+from validation.conformance.cases import Case, Inbox
 
 
 class Decision(NamedTuple):
@@ -33,43 +38,75 @@ class Decision(NamedTuple):
     """Held by each."""
     free_blocks: int
     waiting: int
+    found: int = 0
+    """With prefix caching: blocks that the request `probed` would find of its prompt now."""
+
+
+PROBE_STEPS = 3
+"""Every so many steps it is asked what a request would find: seldom enough that what is put off until asked stays put off."""
+
+
+def probed(case: Case, step: int, finished: Container[int]) -> int | None:
+    """The row of the request that is asked for at this step; all take their turns, but nobody asks for an answer not given yet."""
+    if not case.engine.enable_prefix_caching or step % PROBE_STEPS:
+        return None
+    row = step // PROBE_STEPS % len(case.arrivals)
+    follows = case.arrivals[row].follows
+    return row if follows is None or follows in finished else None
+
+
+def shared_heads(case: Case) -> list[int]:
+    """Of each request, the blocks that others may have, too: what it has alone, it finds itself only, and no probe asks for that."""
+    times = Counter(content_id for a in case.arrivals for content_id in (*(i for i, _ in a.segments), a.answer_id))
+    heads = (takewhile(lambda segment: times[segment[0]] > 1, a.segments) for a in case.arrivals)
+    return [sum(tokens for _, tokens in head) // case.engine.block_size for head in heads]
 
 
 def simulated(case: Case) -> list[Decision]:
     """The decisions of `simulator.scheduler`, in order."""
     engine = case.engine
     scheduler = Scheduler(engine, StepLog()) if case.drafting is None else VerifyScheduler(engine, ChunkLog(), case.drafting)
-    arrivals = deque(sequences(case))
+    made, asked, inbox = sequences(case), sequences(case), Inbox(case)
+    done_rows: set[int] = set()
     decisions: list[Decision] = []
     finished: list[int] = []
     before: dict[int, int] = {}
     handled = 0
     while True:
-        while arrivals and arrivals[0].visible_from_ns <= handled:
-            scheduler.add(arrivals.popleft())
+        for due in inbox.due(handled, done_rows):
+            scheduler.add(made[due])
         while len(scheduler.in_flight) < engine.depth and scheduler.has_requests:
             plan = scheduler.schedule()
             scheduler.check_blocks()
             computed = {s.row: _computed_tokens(s, plan.step, case.drafting is not None) for s in scheduler.running}
-            decisions.append(_decision(scheduler, plan, tuple(sorted(finished)), before, computed))
+            row = probed(case, len(decisions), done_rows)
+            found = 0 if row is None else len(scheduler.pool.lookup(asked[row]).blocks)
+            decisions.append(_decision(scheduler, plan, tuple(sorted(finished)), before, computed)._replace(found=found))
             before = computed
             finished.clear()
         if scheduler.in_flight:
             plan, done = scheduler.commit(1)
             handled += plan.tokens > 0
             finished += [sequence.row for sequence in done]
-        elif arrivals:
-            handled = arrivals[0].visible_from_ns
+            done_rows.update(finished)
+        elif (waited := inbox.next_handled(done_rows)) is not None:
+            handled = waited
         else:
             return decisions
 
 
+def content(case: Case) -> PromptContent:
+    """What the prompts of a case have in common."""
+    return PromptContent.build([list(a.segments) for a in case.arrivals], np.array([a.answer_id for a in case.arrivals]))
+
+
 def sequences(case: Case) -> list[Sequence]:
-    """The requests of a case as the simulator's scheduler takes them, `visible_from_ns` in handled steps."""
+    """The requests of a case as the simulator's scheduler takes them."""
+    contents = Contents(content(case), case.engine.block_size)
     made = []
     for row, arrival in enumerate(case.arrivals):
         sequence = Sequence(row, arrival.prompt_tokens, arrival.output_tokens, arrival.max_tokens, arrival.priority, arrival_ns=row)
-        sequence.visible_from_ns = arrival.handled
+        sequence.content = contents.of(row)
         made.append(sequence)
     return made
 
@@ -78,8 +115,9 @@ def _decision(
     scheduler: Scheduler, plan: StepPlan, finished: tuple[int, ...], before: dict[int, int], computed: dict[int, int]
 ) -> Decision:
     admitted = tuple(s.row for s in plan.admitted)
-    # The simulator doesn't write down who decodes; it shows in how far each has come.
-    tokens = ((row, n - (0 if row in admitted else before[row])) for row, n in computed.items())
+    # The simulator doesn't write down who decodes; it shows in how far each has come. Who is admitted may start with cached tokens.
+    start = before | {s.row: end - n for s, n, end in plan.chunks if s.row in admitted}
+    tokens = ((row, n - start.get(row, 0)) for row, n in computed.items())
     if isinstance(plan, VerifyPlan):
         tokens = ((row.sequence.row, row.tokens) for row in plan.rows.values())
     size = scheduler.engine.block_size

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from validation.conformance.cases import Case
 from validation.conformance.decisions import Decision
-from validation.conformance.kinds import QUOTAS
 from validation.conformance.run import Outcome, exact_version
 
 LONGEST_STEPS = 400
@@ -54,7 +53,7 @@ class Golden(NamedTuple):
         )
 
 
-def collect(outcomes: Iterator[Outcome], quotas: dict[str, int] = QUOTAS) -> Golden:
+def collect(outcomes: Iterator[Outcome], quotas: dict[str, int]) -> Golden:
     """The first short cases that together hold every kind of decision as often as `quotas` says."""
     golden = Golden(exact_version(), [], [], [], Counter())
     for outcome in outcomes:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from simulator.engine import EngineConfig
 from simulator.kv import blocks_for
+from validation.conformance.cases import Case
 
 QUOTAS = {
     "steps (fcfs, synchronous)": 1000,
@@ -46,13 +46,36 @@ QUOTAS = {
 }
 """How often each kind of decision must at least have been seen."""
 
+_RARE = {
+    "refunded tokens used again",
+    "victim in front, without tokens in the step",
+    "the same, and others in line behind",
+    "head does not fit in one piece",
+}
+"""Need an engine made for them, and do not depend on what is cached."""
+
+PREFIX_QUOTAS = {name: quota for name, quota in QUOTAS.items() if name not in _RARE} | {
+    "blocks taken from several": 10,
+    "found: blocks that others hold": 200,
+    "found: free blocks": 200,
+    "found: blocks scheduled in the same step": 50,
+    "found by a resumed request": 50,
+    "found: all but the last block, which was full": 20,
+    "found: an answer": 50,
+    "head blocked though some of it was found": 200,
+    "cached block taken for something else": 1000,
+    "two blocks of one content": 50,
+}
+"""The same for cases with prefix caching."""
+
 
 class Kinds:
     """Counts kinds of decisions as vLLM makes them; `counts` by name."""
 
-    def __init__(self, engine: EngineConfig) -> None:
+    def __init__(self, case: Case) -> None:
+        engine = case.engine
         self.counts: Counter[str] = Counter()
-        self._engine = engine
+        self._case, self._engine = case, engine
         self._mode = f"{engine.scheduling_policy}, {'asynchronous' if engine.async_scheduling else 'synchronous'}"
         self._asking: Any = None
         self._helped_by_front: Any = None
@@ -73,11 +96,13 @@ class Kinds:
         self._resumed.clear()
         self._order = [request.request_id for request in scheduler.running]
 
-    def allocated(self, request: Any, tokens: int, free_blocks: int, granted: bool) -> None:
-        """`allocate_slots` was asked for room for `tokens` more tokens, with `free_blocks` free."""
+    def allocated(self, request: Any, tokens: int, free_blocks: int, holders: list[int], granted: bool) -> None:
+        """`allocate_slots` was asked for room for `tokens` more tokens, with `free_blocks` free; so many hold each block found."""
         self._asking = request
         if granted:
             self._given[request.request_id] = tokens
+            if holders:
+                self._found(request, holders)
             if request.request_id in self._away:
                 self._away.remove(request.request_id)
                 self._resumed.add(request.request_id)
@@ -86,15 +111,34 @@ class Kinds:
         if request.request_id in self._order and request.request_id not in self._away:
             return
         self._head_refused = True
+        self.counts["head blocked though some of it was found"] += bool(holders)
         engine = self._engine
-        chunk = blocks_for(tokens, engine.block_size)
-        whole = blocks_for(request.num_tokens, engine.block_size) if engine.scheduler_reserve_full_isl else chunk
+        held = sum(number > 0 for number in holders)
+        chunk = blocks_for(tokens, engine.block_size) + len(holders) - held
+        whole = blocks_for(request.num_tokens, engine.block_size) - held if engine.scheduler_reserve_full_isl else chunk
         if whole <= free_blocks:
             self.counts["head blocked by the watermark alone"] += 1
         elif chunk <= free_blocks:
             self.counts["head blocked by the full-sequence gate alone"] += 1
         else:
             self.counts["head blocked for want of blocks"] += 1
+
+    def _found(self, request: Any, holders: list[int]) -> None:
+        counts, size = self.counts, self._engine.block_size
+        tokens = len(holders) * size
+        counts["found: blocks that others hold"] += max(holders) > 0
+        counts["found: free blocks"] += min(holders) == 0
+        counts["found by a resumed request"] += request.num_preemptions > 0
+        counts["found: all but the last block, which was full"] += tokens + size == request.num_tokens
+        arrival = self._case.arrivals[int(request.request_id)]
+        if arrival.follows is not None:
+            counts["found: an answer"] += tokens > self._case.arrivals[arrival.follows].prompt_tokens
+        head = arrival.segments[0] if arrival.segments else None
+        others = (other for other in self._given if other != request.request_id)
+        # Of those in this step already, one began with the same content, and was not there before.
+        counts["found: blocks scheduled in the same step"] += any(
+            other not in self._order and self._case.arrivals[int(other)].segments[:1] == (head,) for other in others
+        )
 
     def was_resumed(self, request_id: str) -> bool:
         """Whether the step planned last took in a request that had been preempted."""

@@ -6,7 +6,7 @@ For vLLM 0.26 and 0.32. Its configuration objects, the model runner and the cloc
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import Future
 from queue import Queue
 from types import SimpleNamespace
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from vllm.config import ObservabilityConfig, ParallelConfig, SchedulerConfig, SpeculativeConfig
 from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.core import EngineCore
@@ -22,20 +24,24 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
 
+from simulator.content import NOBODY
 from simulator.engine import EngineConfig
-from validation.conformance.cases import Arrival, Case
-from validation.conformance.decisions import Decision
+from validation.conformance.cases import Arrival, Case, Inbox
+from validation.conformance.decisions import Decision, probed, shared_heads
 from validation.conformance.draft_kinds import DraftKinds
 from validation.conformance.kinds import Kinds
 
-EOS, TEXT = 2, 7
+EOS, DRAFT = 2, 3
+LONE_PROMPTS, LONE_ANSWERS = 1 << 20, 1 << 21
+"""Content ids of what only one request has."""
 
 
 class Runner:
     """In place of the executor: a step that reaches the end of what is known of a sequence samples its next token."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, text: Text) -> None:
         self._case = case
+        self._text = text
         self._emitted = [0] * len(case.arrivals)
         self._computed = [0] * len(case.arrivals)
         self._drafts = [] if case.drafting is None else [case.drafting.of(row) for row in range(len(case.arrivals))]
@@ -49,8 +55,8 @@ class Runner:
         rows = plan.num_scheduled_tokens
         for request_id in rows:
             # With drafts in flight, vLLM's count of computed tokens runs ahead of what is computed; only a new beginning shows in it.
-            if start[request_id] == 0:
-                self._computed[int(request_id)] = 0
+            if start[request_id] == 0 or self._case.drafting is None:
+                self._computed[int(request_id)] = start[request_id]
         drafts = {request_id: len(tokens) for request_id, tokens in plan.scheduled_spec_decode_tokens.items() if start[request_id]}
         self._sampled = ModelRunnerOutput(
             req_ids=list(rows),
@@ -63,7 +69,7 @@ class Runner:
         """Drafts for the requests of the step just run."""
         engine = self._case.engine
         proposed = [self._drafts[int(request_id)].proposed(self._emitted[int(request_id)]) for request_id in self._sampled.req_ids]
-        return DraftTokenIds(self._sampled.req_ids, [[TEXT] * (engine.decode_query_len - 1) * some for some in proposed])
+        return DraftTokenIds(self._sampled.req_ids, [[DRAFT] * (engine.decode_query_len - 1) * some for some in proposed])
 
     def sample_tokens(self, _grammar: None, non_block: bool) -> Future[Any]:  # noqa: ARG002 - vLLM's own signature
         """The result of the step just run."""
@@ -82,7 +88,31 @@ class Runner:
         limit = min(arrival.max_tokens, self._case.engine.max_model_len - arrival.prompt_tokens)
         # Where a limit ends the output anyway, every other request says nothing of its end.
         ends = arrival.output_tokens < limit or row % 2 == 1
-        return [EOS if ends and token + 1 == arrival.output_tokens else TEXT for token in range(before, self._emitted[row])]
+        answer = self._text.answer
+        return [EOS if ends and token + 1 == arrival.output_tokens else answer(row, token) for token in range(before, self._emitted[row])]
+
+
+class Text:
+    """Token ids that are the same where contents are, and else are not."""
+
+    def __init__(self, case: Case) -> None:
+        self._arrivals = case.arrivals
+
+    def prompt(self, row: int) -> list[int]:
+        """All of the prompt of request `row`."""
+        arrival = self._arrivals[row]
+        tokens = [self._token(content_id, place) for content_id, count in arrival.segments for place in range(count)]
+        own = arrival.prompt_tokens - len(tokens)
+        return tokens + [self._token(LONE_PROMPTS + row, place) for place in range(own)]
+
+    def answer(self, row: int, place: int) -> int:
+        """The token at `place` of the answer to request `row`."""
+        answer_id = self._arrivals[row].answer_id
+        return self._token(LONE_ANSWERS + row if answer_id == NOBODY else answer_id, place)
+
+    @staticmethod
+    def _token(content_id: int, place: int) -> int:
+        return DRAFT + 1 + (content_id << 16) + place
 
 
 class Driver:
@@ -91,28 +121,33 @@ class Driver:
     def __init__(self, case: Case, use_v2_model_runner: bool) -> None:
         self.case = case
         self.decisions: list[Decision] = []
-        self.kinds = Kinds(case.engine) if case.drafting is None else DraftKinds(case.engine)
+        self.kinds = Kinds(case) if case.drafting is None else DraftKinds(case)
         engine = case.engine
         watched = _watched(AsyncScheduler if engine.async_scheduling else Scheduler)
         self.scheduler = watched(self, **_scheduler_arguments(engine, use_v2_model_runner))
+        self.text = Text(case)
+        self._hasher = _block_hasher(engine)
+        self._heads = shared_heads(case)
+        self._asked: dict[int, Any] = {}
         self.handled = 0
+        self.done: set[int] = set()
         self.finished: list[int] = []
         self.preempted: list[int] = []
-        self._core = _engine_core(self.scheduler, Runner(case), engine.depth)
+        self._core = _engine_core(self.scheduler, Runner(case, self.text), engine.depth)
         self._step = self._core.step_with_batch_queue if engine.async_scheduling else self._core.step
 
     def run(self) -> Driver:
         """Until every request is finished."""
-        arrivals = deque(enumerate(self.case.arrivals))
+        inbox = Inbox(self.case)
         while True:
-            while arrivals and arrivals[0][1].handled <= self.handled:
-                self.scheduler.add_request(_request(*arrivals.popleft()))
+            for row in inbox.due(self.handled, self.done):
+                self.scheduler.add_request(_request(row, self.case.arrivals[row], self.text.prompt(row), self._hasher))
             # As `EngineCoreProc.has_work` and `run_busy_loop` have it: new requests are taken in between any two steps.
             if self.scheduler.has_requests() or self._core.batch_queue:
                 _, executed = self._step()
                 self._core.post_step(executed)
-            elif arrivals:
-                self.handled = arrivals[0][1].handled
+            elif (handled := inbox.next_handled(self.done)) is not None:
+                self.handled = handled
             else:
                 return self
 
@@ -135,10 +170,22 @@ class Driver:
                 blocks=tuple(len(manager.get_block_ids(request.request_id)[0]) for request in scheduler.running),
                 free_blocks=manager.block_pool.get_num_free_blocks(),
                 waiting=scheduler.get_request_counts()[1],
+                found=self._found(),
             )
         )
         self.finished.clear()
         self.preempted.clear()
+
+    def _found(self) -> int:
+        """What a request would find of what it may have in common with others: `Decision.found`."""
+        row = probed(self.case, len(self.decisions), self.done)
+        if row is None:
+            return 0
+        if row not in self._asked:
+            self._asked[row] = _request(row, self.case.arrivals[row], self.text.prompt(row), self._hasher)
+        request = self._asked[row]
+        (blocks,), *_ = self.scheduler.kv_cache_manager.coordinator.find_longest_cache_hit(request.block_hashes, request.num_tokens - 1)
+        return min(len(blocks), self._heads[row])
 
 
 def _watched(base: Any) -> Any:
@@ -152,11 +199,14 @@ def _watched(base: Any) -> Any:
 
             def watched_allocate_slots(request: Any, num_new_tokens: int, **options: Any) -> Any:
                 free_blocks = self.kv_cache_manager.block_pool.get_num_free_blocks()
+                found = options.get("new_computed_blocks")
+                holders = [block.ref_cnt for block in found.blocks[0]] if found else []
                 blocks = allocate_slots(request, num_new_tokens, **options)
-                driver.kinds.allocated(request, num_new_tokens, free_blocks, blocks is not None)
+                driver.kinds.allocated(request, num_new_tokens, free_blocks, holders, blocks is not None)
                 return blocks
 
             self.kv_cache_manager.allocate_slots = watched_allocate_slots
+            _watch_cache(self.kv_cache_manager.block_pool, driver.kinds.counts)
 
         def schedule(self, throttle_prefills: bool = False) -> Any:
             unfinished = self.has_unfinished_requests()
@@ -184,21 +234,46 @@ def _watched(base: Any) -> Any:
             done = [o.request_id for part in outputs.values() for o in part.outputs if o.finish_reason is not None]
             self._driver.kinds.handled(plan, status, done)
             self._driver.finished += map(int, done)
+            self._driver.done.update(map(int, done))
             return outputs
 
     return Watched
 
 
-def _request(row: int, arrival: Arrival) -> Any:
+def _watch_cache(pool: Any, counts: Counter[str]) -> None:
+    cached = pool.cached_block_hash_to_block
+    insert, pop = cached.insert, cached.pop
+
+    def watched_insert(key: Any, block: Any) -> None:
+        counts["two blocks of one content"] += cached.get_one_block(key) is not None
+        insert(key, block)
+
+    def watched_pop(key: Any, block_id: int) -> Any:
+        block = pop(key, block_id)
+        counts["cached block taken for something else"] += block is not None
+        return block
+
+    cached.insert, cached.pop = watched_insert, watched_pop
+
+
+def _block_hasher(engine: EngineConfig) -> Any:
+    if not engine.enable_prefix_caching:
+        return None
+    init_none_hash(sha256)
+    return get_request_block_hasher(engine.block_size, sha256)
+
+
+def _request(row: int, arrival: Arrival, prompt: list[int], block_hasher: Any) -> Any:
     sampling = SamplingParams(max_tokens=arrival.max_tokens)
     sampling.update_from_generation_config({}, EOS)
     return Request(
         request_id=str(row),
-        prompt_token_ids=[TEXT] * arrival.prompt_tokens,
+        prompt_token_ids=prompt,
         sampling_params=sampling,
         pooling_params=None,
         arrival_time=float(row),
         priority=arrival.priority,
+        block_hasher=block_hasher,
     )
 
 
@@ -234,7 +309,7 @@ def _vllm_config(engine: EngineConfig, use_v2_model_runner: bool) -> SimpleNames
         ),
         cache_config=SimpleNamespace(
             num_gpu_blocks=engine.num_gpu_blocks,
-            enable_prefix_caching=False,
+            enable_prefix_caching=engine.enable_prefix_caching,
             mamba_cache_mode="none",
             enable_mamba_shared_prefix_checkpoint=False,
         ),
