@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
 
 import numpy as np
@@ -22,8 +22,9 @@ from simulator.fleet import Fleet
 from simulator.impatience import ImpatientClients
 from simulator.outages import Outages, happen
 from simulator.patience import ClientConfig
+from simulator.policy import VLLM, Policy
 from simulator.request import RequestTable
-from simulator.router import make_router
+from simulator.routers import TOKEN_COUNTING, make_router
 from simulator.sequence import NEVER
 from simulator.speculation import Acceptance, Drafting
 from simulator.steplog import StepLog
@@ -41,6 +42,8 @@ class Scenario:
     cost: CostModel
     num_replicas: int = 1
     router: str = "least_requests"
+    policy: Policy = VLLM
+    """What the engines do otherwise than vLLM."""
     seed: int = 0
     """For the router and the clients' patience; the workload was drawn with its own."""
     stride: int | None = None
@@ -66,10 +69,11 @@ class Scenario:
     @property
     def groups(self) -> tuple[Group, ...]:
         """All replicas, the main group first."""
+        others = (replace(group, policy=self.policy) for group in self.others)
         if self.disaggregation is not None:
-            prefill = Group("prefill", self.engine, self.cost, self.disaggregation.prefill_replicas)
-            return (Group("decode", self.engine, self.cost, self.num_replicas), *self.others, prefill)
-        return (Group("main", self.engine, self.cost, self.num_replicas), *self.others)
+            prefill = Group("prefill", self.engine, self.cost, self.disaggregation.prefill_replicas, self.policy)
+            return (Group("decode", self.engine, self.cost, self.num_replicas, self.policy), *others, prefill)
+        return (Group("main", self.engine, self.cost, self.num_replicas, self.policy), *others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +90,8 @@ class Result:
     finish_ns: Int64
     emitted_tokens: Int64
     preemptions: Int64
+    held_back: NDArray[np.bool_]
+    """Whether the request had to wait for predicted room while it would have fitted."""
     replica: Int64
     timeline: Timeline
     logs: list[StepLog]
@@ -185,6 +191,8 @@ def _check(scenario: Scenario) -> None:
         beside = ("clients", "others", "outages", "autoscaling", "disaggregation")
         if together := [name for name in beside if getattr(scenario, name)]:
             raise UserError(f"speculation together with {', '.join(together)} is not simulated: give one of them up")
+        if scenario.policy != VLLM or scenario.router in TOKEN_COUNTING:
+            raise UserError("speculation is not simulated together with policy, nor with routers that count tokens; choose other routers")
     longest = min(group.engine.max_model_len for group in scenario.groups)
     too_long = requests.prompt_tokens + requests.output_tokens > longest
     if too_long.any():
@@ -221,6 +229,7 @@ def _result(scenario: Scenario, cluster: Cluster, clients: Clients, fleet: Fleet
         finish_ns=np.array(clients.finish_ns, np.int64),
         emitted_tokens=emitted_tokens,
         preemptions=np.array([0 if s is None else s.preemptions for s in sequences], np.int64),
+        held_back=np.array([s is not None and s.held_back for s in sequences], np.bool_),
         replica=replica_of,
         timeline=cluster.timeline(),
         logs=logs,

@@ -9,9 +9,9 @@ import numpy as np
 from simulator.errors import NothingFitsError, UserError
 from simulator.request import RequestTable
 from simulator.workload.arrivals import MOST_REQUESTS, arrivals_s, describe_arrivals
-from simulator.workload.base import NS_PER_S
+from simulator.workload.base import NS_PER_S, Float64
 from simulator.workload.clients import ClientsSpec, merged, requests_table
-from simulator.workload.lengths import Lengths, Scores
+from simulator.workload.lengths import Lengths, MixtureLengths, Scores
 from simulator.workload.spec import BarrierSpec, ClosedSpec, OpenSpec, ReplaySpec, WorkloadSpec
 from simulator.workload.traces import read_trace
 
@@ -76,7 +76,7 @@ def generate(
         table = merged(spec, seed, duration_s=duration_s, num_requests=num_requests)
     else:
         times_s = arrivals_s(spec.arrivals, seed, duration_s=duration_s, num_requests=num_requests)
-        table = requests_table(times_s, spec.lengths.sample(Scores.draw(len(times_s), seed)), priority=spec.priority)
+        table = _drawn(times_s, spec.lengths, seed, spec.priority)
     return _served(table, _loop(spec), _describe(spec), max_model_len)
 
 
@@ -112,7 +112,17 @@ def _waiting(lengths: Lengths, seed: int, num_requests: int | None) -> RequestTa
         raise UserError("workload: num_requests is needed where clients wait for answers (closed, barrier)")
     if num_requests > MOST_REQUESTS:
         raise UserError(f"workload: {num_requests:.3g} requests are asked for; at most {MOST_REQUESTS:,} fit into a run")
-    return requests_table(np.zeros(num_requests), lengths.sample(Scores.draw(num_requests, seed)))
+    return _drawn(np.zeros(num_requests), lengths, seed, priority=0)
+
+
+def _drawn(times_s: Float64, lengths: Lengths, seed: int, priority: int) -> RequestTable:
+    """Requests sent at these times. The data sets of a mixture are told apart as clients."""
+    scores = Scores.draw(len(times_s), seed)
+    table = requests_table(times_s, lengths.sample(scores), priority=priority)
+    if not isinstance(lengths, MixtureLengths):
+        return table
+    part, priorities = lengths.chosen(scores), np.array([part.priority for part in lengths.parts.values()])
+    return replace(table, client=part, client_names=tuple(lengths.parts), priority=table.priority + priorities[part])
 
 
 def _replayed(spec: ReplaySpec, seed: int, duration_s: float | None, num_requests: int | None, max_model_len: int) -> Workload:

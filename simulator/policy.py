@@ -1,0 +1,43 @@
+"""The scheduling remedies that vLLM lacks, as a config names them. What vLLM has is in `engine`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from simulator.workload.base import Spec
+
+
+class Policy(Spec):
+    """What one engine does otherwise than vLLM; `vllm` everywhere: nothing."""
+
+    queue: Literal["vllm", "shortest_predicted_first", "shortest_remaining_first"] = "vllm"
+    """Who is admitted next: as `engine.scheduling_policy` says; whose output is expected to be the shortest; or of which the least is
+    left, which differs for those who were preempted (`waiting.py`)."""
+    aging_tokens_per_s: float = Field(0.0, ge=0)
+    """Under these two, a request that waits counts as so much shorter for every second: nobody waits forever."""
+    preemption: Literal["vllm", "longest_remaining", "most_blocks", "fewest_blocks"] = "vllm"
+    """Who makes room where blocks run out: as vLLM; who is expected to need it the longest; who, but the first in line, has the most of it;
+    or who loses the least progress (`preemption.py`)."""
+    admission: Literal["vllm", "predicted_kv"] = "vllm"
+    """Whether requests wait until there is room for their whole expected outputs beside those of all who run (`admission.py`)."""
+    overcommit: float = Field(1.0, gt=0)
+    """`predicted_kv` counts with so many times the pool: not all requests are at their longest at the same time."""
+
+    @model_validator(mode="after")
+    def _heard(self) -> Policy:
+        if self.aging_tokens_per_s and self.queue == "vllm":
+            raise ValueError("aging_tokens_per_s changes nothing: queue is vllm")
+        if self.overcommit != 1.0 and self.admission == "vllm":
+            raise ValueError("overcommit changes nothing: admission is vllm")
+        return self
+
+    @property
+    def reads_predictions(self) -> bool:
+        """Whether anything of it goes by predicted lengths."""
+        return self.queue != "vllm" or self.preemption == "longest_remaining" or self.admission == "predicted_kv"
+
+
+VLLM = Policy()
+"""vLLM's own rules."""
