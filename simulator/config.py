@@ -215,7 +215,9 @@ class Config(Spec):
             raise ValueError("outages and autoscaling are for command: simulate; a plan sizes a fleet that is up and stays as it is")
         if self.disaggregation is not None and (self.outages is not None or self.autoscaling is not None):
             raise ValueError("disaggregation does not go with outages or autoscaling")
-        self._check_policy()
+        batched = isinstance(self.workload, BarrierSpec) and self.workload.batching != "as_drawn"
+        readers = {f"cluster.router {self.cluster.router}": self.cluster.router in PREDICTIVE, "workload.batching": batched}
+        self.policy.check(self.engine.get("scheduling_policy", "fcfs"), readers, foretold=self.predictor is not None)
         endless = isinstance(self.workload, OpenSpec) or self.workload.kind == "clients"
         if self.command == "simulate" and endless and self.run.duration_s is None and self.run.num_requests is None:
             raise ValueError("give run.duration_s or run.num_requests, else the arrivals never end")
@@ -229,20 +231,6 @@ class Config(Spec):
             if "gpus" in self.compare.metrics and self.slo is None:
                 raise ValueError("the metric gpus needs a limit in slo, such as slo.tpot_ms.p99=13")
         return self
-
-    def _check_policy(self) -> None:
-        batching = isinstance(self.workload, BarrierSpec) and self.workload.batching != "as_drawn"
-        readers = {
-            "policy": self.policy.reads_predictions,
-            f"cluster.router {self.cluster.router}": self.cluster.router in PREDICTIVE,
-            "workload.batching": batching,
-        }
-        for who, reads in readers.items():
-            if reads and self.predictor is None:
-                raise ValueError(f"{who} goes by predicted lengths: give predictor (perfect, by_data_set, {{kind: noisy, sigma: 0.5}})")
-
-        if self.policy.queue != "vllm" and self.engine.get("scheduling_policy", "fcfs") != "fcfs":
-            raise ValueError(f"policy.queue {self.policy.queue} and engine.scheduling_policy priority exclude each other")
 
     @property
     def cost_model_path(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -37,6 +38,23 @@ class Policy(Spec):
     def reads_predictions(self) -> bool:
         """Whether anything of it goes by predicted lengths."""
         return self.queue != "vllm" or self.preemption == "longest_remaining" or self.admission == "predicted_kv"
+
+    def check(self, scheduling_policy: str, readers: Mapping[str, bool], *, foretold: bool) -> None:
+        """Whether it goes together with the rest of a config.
+
+        Args:
+            scheduling_policy: vLLM's.
+            readers: what else there is by name, and whether it goes by predicted lengths.
+            foretold: whether there is a predictor.
+
+        Raises:
+            ValueError: it does not.
+        """
+        reading = [name for name, reads in {"policy": self.reads_predictions, **readers}.items() if reads]
+        if reading and not foretold:
+            raise ValueError(f"{reading[0]} goes by predicted lengths: give predictor (perfect, by_data_set, {{kind: noisy, sigma: 0.5}})")
+        if self.queue != "vllm" and scheduling_policy != "fcfs":
+            raise ValueError(f"policy.queue {self.queue} and engine.scheduling_policy {scheduling_policy} exclude each other")
 
 
 VLLM = Policy()
