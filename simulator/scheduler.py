@@ -46,10 +46,7 @@ class Scheduler:
         self._finish_steps: list[int] = []
         self._victims = make_victim_rule(engine, policy)
         self._last_is_victim = isinstance(self._victims, LastIn)
-        self._first_is_next = isinstance(self.waiting, FcfsQueue)
         self._vllm_victims = policy.preemption == "vllm"
-        # vLLM 0.26 doesn't mind a victim in front without tokens in the step, and passes over the next in line.
-        self._passes_over = self._vllm_victims and engine.vllm_version != "0.32"
         self._forecast = PredictedKv(engine, policy.overcommit) if policy.admission == "predicted_kv" else None
         self._watermark_blocks = int(engine.watermark * engine.num_gpu_blocks)
 
@@ -68,7 +65,7 @@ class Scheduler:
         """Whether an arrival could change the next plan: there is a seat, and nobody in front whom it would wait for."""
         if len(self.running) >= self.engine.max_num_seqs:
             return False
-        return len(self.waiting) == 0 or not self._first_is_next
+        return len(self.waiting) == 0 or not isinstance(self.waiting, FcfsQueue)
 
     # -- planning ---------------------------------------------------------------------------------------------------
 
@@ -137,12 +134,12 @@ class Scheduler:
                 if victim.last_step == plan.step:
                     budget += self._unplan(plan, victim)
                     index -= 1
-                elif place < index and not self._passes_over:
+                elif place < index and not (self._vllm_victims and self.engine.vllm_version == "0.26"):
+                    # vLLM 0.26 doesn't mind a victim in front without tokens in the step, and passes over the next in line.
                     index -= 1
                 self._preempt(plan, victim)
             if not sequence.running:
-                if self._vllm_victims:
-                    break
+                index = len(self.running) if self._vllm_victims else index  # vLLM ends the loop here
                 continue
             self.pool.take(blocks)
             sequence.last_step = plan.step

@@ -9,7 +9,7 @@ import pytest
 from simulator.compare import Comparison, compare
 from simulator.compare_report import text
 from simulator.compare_wide import what_pays, wide_table
-from simulator.config import CONF
+from simulator.compose import CONF
 
 TABLES = sorted((CONF / "remedy").glob("*.yaml"))
 SMALL = {
