@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from profiler.errors import EngineError
 from profiler.replicas import Replica
 from profiler.traffic import NO_PREFIX, Traffic
-from simulator.router import Router
+from simulator.routers import Ask, Load, Router
 
 IDLE_S = 600.0
 """Engines from which nothing has come for so long are dead."""
@@ -96,7 +96,9 @@ async def _client(traffic: Traffic, row: int, start_s: float, replicas: Sequence
     requests = traffic.requests
     await asyncio.sleep(max(start_s + requests.arrival_ns[row] / 1e9 - perf_counter(), 0.0))
     prompt = traffic.prompt(row)
-    index = router.route(replicas)
+    ask = Ask(row, len(prompt), int(requests.max_tokens[row]), int(traffic.prefix[row]))
+    # Of real engines only the number of outstanding requests is seen: `record` refuses routers that look at more.
+    index = router.route(cast("Sequence[Load]", replicas), ask)
     seen = await request(replicas[index], str(requests.request_id[row]), prompt, int(requests.output_tokens[row]))
     seen.replica = index
     bar.update()

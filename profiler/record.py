@@ -35,7 +35,7 @@ from profiler.server import ServerReplica, require_server
 from profiler.start import check_device, failures, prepare_environment, require_vllm
 from profiler.traffic import Traffic, traffic
 from simulator.errors import UserError
-from simulator.router import make_router
+from simulator.routers import BY_COUNT, make_router
 
 WATCH_S = 5.0
 
@@ -92,6 +92,12 @@ async def _watch(nvml: Nvml, states: list[dict[str, Any]]) -> None:
             states.append(state)
 
 
+def _check_router(options: Recording) -> None:
+    make_router(options.router, options.seed)
+    if options.router not in BY_COUNT:
+        raise UserError(f"router {options.router} looks at more than real engines tell; valid: {', '.join(sorted(BY_COUNT))}")
+
+
 def main(arguments: list[str]) -> int:
     """Exit code as `python -m profiler`."""
     if {"-h", "--help"} & set(arguments):
@@ -100,7 +106,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         options = load(arguments, Recording)
-        make_router(options.router, options.seed)
+        _check_router(options)
         traffics = traffic(options)
         require_vllm(options.gpu.name)
         if options.client == "http":

@@ -44,7 +44,8 @@ class Clients:
         self.num_requests = n
         self.unsettled = n
         """Requests that are neither answered nor given up."""
-        columns = (requests.prompt_tokens, requests.output_tokens, requests.max_tokens, requests.priority)
+        lengths = (requests.prompt_tokens, requests.output_tokens, requests.max_tokens)
+        columns = (*lengths, requests.priority, requests.predicted_tokens, requests.client)
         self._asked = list(zip(*(column.tolist() for column in columns), strict=True))
         self._settle: Callable[[int], None] = lambda _at_ns: None
         self._next_turn: dict[int, tuple[int, int]] = {}
@@ -106,9 +107,9 @@ class Clients:
         self._send_all(range(first, self._next_row), max(at_ns, self.now_ns + SOONEST_NS) if first else 0)
 
     def _send(self, row: int) -> None:
-        prompt_tokens, output_tokens, max_tokens, priority = self._asked[row]
+        prompt_tokens, output_tokens, max_tokens, priority, predicted_tokens, client = self._asked[row]
         now_ns = self.now_ns
-        sequence = Sequence(row, prompt_tokens, output_tokens, max_tokens, priority, now_ns)
+        sequence = Sequence(row, prompt_tokens, output_tokens, max_tokens, priority, now_ns, predicted_tokens, client)
         if self._contents is not None:
             sequence.content = self._contents.of(row)
         self.sequences[row] = sequence

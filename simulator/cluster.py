@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.events import ARRIVAL, SAMPLE, Instant
+from simulator.policy import VLLM, Policy
 from simulator.replica import Replica, Snapshot
-from simulator.router import Router
+from simulator.routers import Ask, Informed, Router
 from simulator.sequence import NEVER, Sequence
 from simulator.speculation import Drafting
 
@@ -31,6 +32,8 @@ class Group:
     engine: EngineConfig
     cost: CostModel
     num_replicas: int
+    policy: Policy = VLLM
+    """What their engines do otherwise than vLLM."""
 
     @property
     def gpus_per_replica(self) -> int:
@@ -85,6 +88,8 @@ class Cluster:
         for index, group in enumerate(self.groups):
             for _ in range(group.num_replicas):
                 self.start(index)
+        if isinstance(router, Informed):
+            env.process(self._inform(router))
 
     @property
     def now_ns(self) -> int:
@@ -101,9 +106,14 @@ class Cluster:
     def accept(self, sequence: Sequence) -> int:
         """Routes a request that arrives now; returns the replica's index. At least one replica serves."""
         serving = self.serving
-        replica = serving[self.router.route(serving)] if len(serving) > 1 else serving[0]
+        replica = serving[self.router.route(serving, Ask.about(sequence))] if len(serving) > 1 else serving[0]
         replica.submit(sequence)
         return replica.index
+
+    def _inform(self, router: Informed) -> Process:
+        for tick in range(1 << 62):
+            yield Instant(self.env, tick * router.every_ns, SAMPLE)
+            router.learn(self.serving)
 
     def abort(self, sequence: Sequence, index: int) -> None:
         """The client of an unfinished request on a replica left."""
@@ -122,8 +132,12 @@ class Cluster:
 
     def start(self, group: int) -> Replica:
         """A new replica of a group, serving from now on."""
-        index, engine, cost = len(self.replicas), self.groups[group].engine, self.groups[group].cost
-        replica = Replica(self.env, index, engine, cost, self._stride, lambda sequence: self._finished(index, sequence), self._drafting)
+        index, kind = len(self.replicas), self.groups[group]
+
+        def finished(sequence: Sequence) -> None:
+            self._finished(index, sequence)
+
+        replica = Replica(self.env, index, kind.engine, kind.cost, self._stride, finished, self._drafting, kind.policy)
         self.replicas.append(replica)
         self.group_of.append(group)
         self.started_ns.append(self.now_ns)

@@ -9,6 +9,7 @@ from typing import Any
 
 from simulator.accuracy import accuracy_text
 from simulator.compare import Comparison, Judged, Row
+from simulator.compare_wide import what_pays, wide_table, worst_outside
 from simulator.interval import Interval
 from simulator.quantity import quantity
 from simulator.wording import table_text
@@ -51,7 +52,10 @@ def show(comparison: Comparison) -> None:
 
 def text(comparison: Comparison) -> str:
     """One screen, where the metrics and variants are few."""
-    parts = [textwrap.fill(headline(comparison), WIDTH), "\n".join(table_text(table(comparison), left=2))]
+    parts = [
+        textwrap.fill(headline(comparison), WIDTH),
+        "\n".join(table_text(table(comparison), left=1 if comparison.options.layout == "row_a_variant" else 2)),
+    ]
     if comparison.judged:
         lines = []
         for label, sentence in verdicts(comparison):
@@ -73,7 +77,9 @@ def headline(comparison: Comparison) -> str:
 
 
 def table(comparison: Comparison) -> list[list[str]]:
-    """A row a metric and variant, the header first."""
+    """A row a metric and variant, or as `compare.layout` says; the header first."""
+    if comparison.options.layout == "row_a_variant":
+        return wide_table(comparison)
     rows = [["metric", "variant", "value", "to baseline", f"{comparison.options.confidence:.0%} interval"]]
     for metric in comparison.options.metrics:
         for number, variant in enumerate(comparison.variants):
@@ -143,7 +149,9 @@ def _between(judged: Judged, found: Interval) -> str:
 
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
     """What it rests on: (label, sentence)."""
-    found = [("traffic", f"{name}: {sentence}") for sentence, name in _distinct(comparison.traffic)]
+    wide = comparison.options.layout == "row_a_variant"
+    found = [(f"pays most, {label}", best) for label, best in what_pays(comparison)] if wide else []
+    found += [("traffic", f"{name}: {sentence}") for sentence, name in _distinct(comparison.traffic)]
     seeds = len(comparison.seeds)
     paired = "one run each" if seeds == 1 else f"{seeds} runs each; the i-th runs of all variants meet the same traffic (paired t)"
     if comparison.runs:
@@ -151,7 +159,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     found += [("left out", f"{variant.name}: {variant.missing}") for variant in comparison.variants if variant.missing]
     known = [accuracy_text(variant.config) for variant in comparison.variants if variant.config is not None]
     found += [("accuracy", sentence) for sentence in dict.fromkeys(known) if sentence]
-    for name, shares in comparison.outside.items():
+    for name, shares in ({"at worst": worst_outside(comparison)} if wide else comparison.outside).items():
         parts = [f"{feature} in {share:.0%} of the time" for feature, share in shares.items() if share >= LEAST_OUTSIDE]
         if parts:
             found.append(("extrapolated", f"{name}, above what was measured: {', '.join(parts)}"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, field_validator, model_validator
 
 from simulator.quantity import quantity
@@ -22,6 +24,8 @@ class CompareConfig(Spec):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     window_s: tuple[float, float] | None = None
     """Requests sent in this time of a run are measured; null: all of them."""
+    layout: Literal["row_a_metric", "row_a_variant"] = "row_a_metric"
+    """Of the table; with `row_a_variant` it is also said which variants improve each metric the most."""
     claims: list[Claim] = Field([])
     """What was published about it."""
     title: str = ""

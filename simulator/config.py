@@ -20,13 +20,15 @@ from simulator.errors import UserError
 from simulator.models import engine_start_s, find
 from simulator.outages import Outages
 from simulator.patience import ClientConfig
+from simulator.policy import VLLM, Policy
 from simulator.pools import PoolConfig
-from simulator.router import ROUTERS
+from simulator.predictor import Predictor, foretell
+from simulator.routers import PREDICTIVE, ROUTERS
 from simulator.simulate import Scenario
 from simulator.slo import Slos
 from simulator.spares import Spares
 from simulator.speculation import Acceptance
-from simulator.workload import OpenSpec, WorkloadSpec, generate, one_line
+from simulator.workload import BarrierSpec, OpenSpec, WorkloadSpec, generate, one_line
 from simulator.workload.base import Spec
 
 Started = TypeVar("Started", Outages, Autoscaling)
@@ -167,6 +169,10 @@ class Config(Spec):
     engine: dict[str, Any] = Field({})
     """vLLM's option names; what is not given is as it was when the cost model was measured."""
     workload: WorkloadSpec
+    predictor: Predictor | None = None
+    """Of output lengths, for policies and routers that go by them."""
+    policy: Policy = VLLM
+    """What vLLM's scheduler lacks."""
     cluster: ClusterConfig = ClusterConfig()
     clients: ClientConfig | None = None
     """Timeouts, retries, patience, rate limits; null: clients wait for every answer."""
@@ -203,6 +209,9 @@ class Config(Spec):
             raise ValueError("outages and autoscaling are for command: simulate; a plan sizes a fleet that is up and stays as it is")
         if self.disaggregation is not None and (self.outages is not None or self.autoscaling is not None):
             raise ValueError("disaggregation does not go with outages or autoscaling")
+        batched = isinstance(self.workload, BarrierSpec) and self.workload.batching != "as_drawn"
+        readers = {f"cluster.router {self.cluster.router}": self.cluster.router in PREDICTIVE, "workload.batching": batched}
+        self.policy.check(self.engine.get("scheduling_policy", "fcfs"), readers, foretold=self.predictor is not None)
         endless = isinstance(self.workload, OpenSpec) or self.workload.kind in ("clients", "sessions")
         if self.command == "simulate" and endless and self.run.duration_s is None and self.run.num_requests is None:
             raise ValueError("give run.duration_s or run.num_requests, else the arrivals never end")
@@ -328,7 +337,8 @@ class Config(Spec):
             self.workload, self.seed, max_model_len=engine.max_model_len, duration_s=run.duration_s, num_requests=run.num_requests
         )
         return Scenario(
-            workload=workload,
+            workload=foretell(workload, self.predictor, self.workload, self.seed, engine.max_model_len),
+            policy=self.policy,
             engine=engine,
             cost=cost,
             num_replicas=self.cluster.num_replicas,

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from simulator.cluster import Cluster, Group
 from simulator.kv import blocks_for
-from simulator.router import make_router
+from simulator.routers import Ask, make_router
 from simulator.sequence import Sequence
 from simulator.workload.base import NS_PER_S, Spec
 
@@ -75,7 +75,7 @@ class SplitCluster(Cluster):
 
     def accept(self, sequence: Sequence) -> int:
         """Routes the prompt; returns the index of the prefill replica."""
-        prompt = Sequence(sequence.row, sequence.prompt_tokens, 1, 1, sequence.priority, sequence.arrival_ns)
+        prompt = Sequence(sequence.row, sequence.prompt_tokens, 1, 1, sequence.priority, sequence.arrival_ns, client=sequence.client)
         self._prefilling[sequence.row] = (sequence, prompt)
         return super().accept(prompt)
 
@@ -106,7 +106,7 @@ class SplitCluster(Cluster):
         if self._moving.pop(sequence.row, None) is None:
             return  # its client has left
         decodes = self._decodes
-        replica = decodes[self._decode_router.route(decodes)] if len(decodes) > 1 else decodes[0]
+        replica = decodes[self._decode_router.route(decodes, Ask.about(sequence))] if len(decodes) > 1 else decodes[0]
         self.on_move(sequence.row, replica.index)
         replica.submit(sequence)
 

@@ -11,12 +11,14 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from simulator import occupancy
 from simulator.chunklog import ChunkLog
 from simulator.clock import EngineClock, steady_ends
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.events import STEP_END, Instant
 from simulator.features import StepFeatures
+from simulator.policy import VLLM, Policy
 from simulator.scheduler import Scheduler
 from simulator.sequence import NEVER, Sequence
 from simulator.speculation import Drafting
@@ -58,6 +60,7 @@ class Replica:
         stride: int | None,
         on_finish: Callable[[Sequence], None],
         drafting: Drafting | None = None,
+        policy: Policy = VLLM,
     ) -> None:
         overheads = cost.artifact.overheads
         self.env = env
@@ -69,7 +72,7 @@ class Replica:
         self.scheduler: Scheduler
         if drafting is None:
             self.log = StepLog(self._regenerate)
-            self.scheduler = Scheduler(engine, self.log)
+            self.scheduler = Scheduler(engine, self.log, policy)
         else:
             self.log = ChunkLog()
             self.scheduler = VerifyScheduler(engine, self.log, drafting)
@@ -105,6 +108,8 @@ class Replica:
     def submit(self, sequence: Sequence) -> None:
         """A client's request was routed here at this instant; the engine sees it `ingress_ns` later."""
         sequence.visible_from_ns = self.now_ns + self._ingress_ns
+        # The scheduler does so, too, but routers look before it does.
+        sequence.max_tokens = min(sequence.max_tokens, self.engine.max_model_len - sequence.prompt_tokens)
         self.outstanding += 1
         self._inbox.append(sequence)
         if self._idle:
@@ -137,8 +142,7 @@ class Replica:
             return Snapshot(0, 0, 0, 0)
         scheduler = self.scheduler
         held = scheduler.pool.held_blocks
-        if self._cut > 1:
-            passed = min(bisect_right(self._ends, self.now_ns, 0, self._cut), self._cut - 1)
+        if passed := self._passed(bisect_right):
             held += scheduler.blocks_ahead(passed)
         tokens = scheduler.in_flight[0].tokens if scheduler.in_flight else 0
         return Snapshot(held, len(scheduler.running), len(scheduler.waiting) + len(self._inbox), tokens)
@@ -153,6 +157,25 @@ class Replica:
         lost = [*self.scheduler.running, *(waiting.pop() for _ in range(len(waiting))), *self._inbox]
         left = {sequence.row for _, sequence in self._aborts}
         return [sequence for sequence in lost if sequence.row not in left]
+
+    # What routers see (`routers.Load`). Requests are sent before the step ends of their instant.
+
+    def context_tokens(self) -> int:
+        """Prompt and output tokens so far of the requests routed here and not finished."""
+        return occupancy.context_tokens(self.scheduler, self._inbox, self.scheduler.step + self._passed(bisect_left))
+
+    def predicted_tokens(self) -> int:
+        """Output tokens that those requests are expected to emit from now on, by the predictor."""
+        return occupancy.predicted_tokens(self.scheduler, self._inbox, self.scheduler.step + self._passed(bisect_left))
+
+    def request_counts(self) -> tuple[int, int]:
+        """(waiting, running) as the engine counts them, step ends of this instant included."""
+        passed = self._passed(bisect_right)
+        return occupancy.request_counts(self.scheduler, self._inbox, int(self._ends[passed - 1]) if passed else NEVER)
+
+    def _passed(self, bisect: Callable[..., int]) -> int:
+        """Steps of the stretch that have ended by now; its last one is not looked at here but committed."""
+        return min(bisect(self._ends, self.now_ns, 0, self._cut), self._cut - 1) if self._cut > 1 else 0
 
     def close(self) -> None:
         """Ends the run before the step ends of this instant; the steps that ended within a stretch count."""

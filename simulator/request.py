@@ -35,6 +35,8 @@ class RequestTable:
     """Index into `client_names`."""
     priority: Int64
     """vLLM's priority: the smaller, the sooner. Read by `scheduling_policy: priority` alone."""
+    predicted_tokens: Int64
+    """Output tokens that a predictor expects (`max_tokens` without one), at least 1: all that policies and routers know of the answer."""
     request_id: NDArray[np.str_]
     """Unique names: those of the trace, or the row numbers."""
     client_names: tuple[str, ...] = ("default",)
@@ -65,6 +67,7 @@ class RequestTable:
         visible_token: Int64 | None = None,
         client: Int64 | None = None,
         priority: Int64 | None = None,
+        predicted_tokens: Int64 | None = None,
         request_id: NDArray[np.str_] | None = None,
         client_names: tuple[str, ...] = ("default",),
         content: PromptContent | None = None,
@@ -76,14 +79,16 @@ class RequestTable:
                 has in common with others is longer than the prompt.
         """
         n = len(arrival_ns)
+        limits = np.asarray(output_tokens if max_tokens is None else max_tokens, np.int64)
         table = cls(
             arrival_ns=np.asarray(arrival_ns, np.int64),
             prompt_tokens=np.asarray(prompt_tokens, np.int64),
             output_tokens=np.asarray(output_tokens, np.int64),
-            max_tokens=np.asarray(output_tokens if max_tokens is None else max_tokens, np.int64),
+            max_tokens=limits,
             visible_token=np.ones(n, np.int64) if visible_token is None else np.asarray(visible_token, np.int64),
             client=np.zeros(n, np.int64) if client is None else np.asarray(client, np.int64),
             priority=np.zeros(n, np.int64) if priority is None else np.asarray(priority, np.int64),
+            predicted_tokens=limits if predicted_tokens is None else np.asarray(predicted_tokens, np.int64),
             request_id=np.arange(n).astype(str) if request_id is None else request_id,
             client_names=client_names,
             content=content,
@@ -95,7 +100,7 @@ class RequestTable:
         for name in _columns():
             if len(getattr(self, name)) != len(self):
                 raise UserError(f"requests: column {name} has {len(getattr(self, name))} rows, arrival_ns has {len(self)}")
-        for name in ("prompt_tokens", "output_tokens", "visible_token"):
+        for name in ("prompt_tokens", "output_tokens", "visible_token", "predicted_tokens"):
             column = getattr(self, name)
             if len(column) and column.min() < 1:
                 raise UserError(f"requests: {name} is {column.min()} in row {int(column.argmin())}; it must be at least 1")

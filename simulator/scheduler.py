@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+from simulator.admission import PredictedKv
 from simulator.engine import EngineConfig
 from simulator.foresight import Foresight
 from simulator.kv import NO_HIT, BlockPool, blocks_for
+from simulator.policy import VLLM, Policy
+from simulator.preemption import LastIn, make_victim_rule
 from simulator.prefix_cache import PrefixCache
 from simulator.sequence import NEVER, Sequence
 from simulator.steplog import StepLog
 from simulator.stepplan import StepPlan
-from simulator.waiting import FcfsQueue, PriorityQueue, WaitingQueue
+from simulator.waiting import FcfsQueue, make_queue
 
 
 class Scheduler(Foresight):
@@ -26,17 +29,21 @@ class Scheduler(Foresight):
     that has not been reached yet.
     """
 
-    def __init__(self, engine: EngineConfig, log: StepLog) -> None:
+    def __init__(self, engine: EngineConfig, log: StepLog, policy: Policy = VLLM) -> None:
         super().__init__(engine, log)
         usable = engine.usable_blocks
         self.pool = PrefixCache(usable, engine.block_size) if engine.enable_prefix_caching else BlockPool(usable)
-        self.waiting: WaitingQueue = FcfsQueue() if engine.scheduling_policy == "fcfs" else PriorityQueue()
+        self.waiting = make_queue(engine, policy)
         self.running: list[Sequence] = []
         self.in_flight: deque[StepPlan] = deque()
         self.step = NEVER
         """Index of the last scheduled step."""
         self._prefilling = 0
         self._chunk_limit = 0
+        self._victims = make_victim_rule(engine, policy)
+        self._last_is_victim = isinstance(self._victims, LastIn)
+        self._vllm_victims = policy.preemption == "vllm"
+        self._forecast = PredictedKv(engine, policy.overcommit) if policy.admission == "predicted_kv" else None
         self._watermark_blocks = int(engine.watermark * engine.num_gpu_blocks)
 
     @property
@@ -54,7 +61,7 @@ class Scheduler(Foresight):
         """Whether an arrival could change the next plan: there is a seat, and nobody in front whom it would wait for."""
         if len(self.running) >= self.engine.max_num_seqs:
             return False
-        return len(self.waiting) == 0 or self.engine.scheduling_policy == "priority"
+        return len(self.waiting) == 0 or not isinstance(self.waiting, FcfsQueue)
 
     # -- planning ---------------------------------------------------------------------------------------------------
 
@@ -94,7 +101,7 @@ class Scheduler(Foresight):
         """Whether all decodes run, before all prompts, so that they need no look one by one."""
         if self.decode.count > self.engine.max_num_batched_tokens:
             return False
-        if self.engine.scheduling_policy == "priority":
+        if not self._last_is_victim:
             return self._prefilling == 0 and self.decode.blocks_due(step) <= self.pool.free_blocks
         return all(map(self._is_prefilling, self.running[len(self.running) - self._prefilling :]))
 
@@ -106,7 +113,7 @@ class Scheduler(Foresight):
         while decode.blocks_due(plan.step) - taken > pool.free_blocks:
             taken += pool.free_blocks
             pool.take(pool.free_blocks)
-            self._preempt(plan, self.running.pop(self._victim_place()))
+            self._preempt(plan, self.running.pop(self._victims.place(self.running, self.step)))
         pool.take(decode.blocks_due(plan.step) - taken)
         if not self._prefilling and not plan.preempted:
             plan.epoch = decode.epoch
@@ -122,17 +129,18 @@ class Scheduler(Foresight):
                 continue
             blocks = self._new_blocks(sequence, tokens, plan.step)
             while blocks > self.pool.free_blocks and sequence.running:
-                place = self._victim_place()
+                place = self._victims.place(self.running, self.step)
                 victim = self.running.pop(place)
                 if victim.last_step == plan.step:
                     budget += self._unplan(plan, victim)
                     index -= 1
-                elif place < index and self.engine.vllm_version == "0.32":
+                elif place < index and not (self._vllm_victims and self.engine.vllm_version == "0.26"):
                     # vLLM 0.26 doesn't mind a victim in front without tokens in the step, and passes over the next in line.
                     index -= 1
                 self._preempt(plan, victim)
             if not sequence.running:
-                break
+                index = len(self.running) if self._vllm_victims else index  # vLLM ends the loop here
+                continue
             self.pool.take(blocks)
             sequence.last_step = plan.step
             if not sequence.decoding:
@@ -156,14 +164,6 @@ class Scheduler(Foresight):
         if sequence.decoding:
             return int(self.decode.is_due(sequence, step))
         return blocks_for(sequence.num_computed_tokens + tokens, self.engine.block_size) - sequence.blocks
-
-    def _victim_place(self) -> int:
-        """Where in the running list the request is that has to make room."""
-        if self.engine.scheduling_policy == "fcfs":
-            return len(self.running) - 1
-        # vLLM's arrival times are readings of a clock, no two alike: of those sent at one instant, the later row came later.
-        victim = max(self.running, key=lambda s: (s.priority, s.arrival_ns, s.row))
-        return self.running.index(victim)
 
     def _unplan(self, plan: StepPlan, victim: Sequence) -> int:
         """Takes a victim of this very step out of its plan; returns the tokens refunded."""
@@ -221,6 +221,9 @@ class Scheduler(Foresight):
             # What was found in the free queue has to leave it, so only what others hold is saved.
             needed = blocks_for(whole, engine.block_size) - hit.held
             if needed + (self._watermark_blocks if self.running else 0) > self.pool.free_blocks:
+                break
+            if self._forecast is not None and not self._forecast.admits(sequence, self.running, self.step):
+                sequence.held_back = True
                 break
             blocks = blocks_for(computed + tokens, engine.block_size) - len(hit.blocks)
             self.pool.share(sequence, hit)

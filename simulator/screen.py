@@ -74,6 +74,7 @@ def _facts(figures: Mapping[str, Any]) -> str:
         "truncated": "truncated",
         "never_visible": "ended while thinking",
         "preemptions": "preemptions",
+        "held_back": "held back until there was predicted room",
     }
     counts += [f"{figures[key]:,} {name}" for key, name in names.items() if figures[key]]
     lines = [
@@ -82,6 +83,10 @@ def _facts(figures: Mapping[str, Any]) -> str:
         f"waiting    {figures['waiting_mean']:.3g} on average, {figures['waiting_max']} at most",
         f"KV cache   {figures['kv_usage_mean']:.0%} on average, {figures['kv_usage_max']:.0%} at most",
         f"GPU busy   {figures['gpu_utilization']:.0%}",
+        (
+            f"slowdown   {figures['mean_slowdown']:.3g} times an engine of its own on average, {figures['p99_slowdown']:.3g} at p99;"
+            f" fairness {figures['slowdown_fairness']:.2f} (Jain's index)"
+        ),
     ]
     if not isnan(figures.get("prefix_cache_hit_rate", nan)):
         hits, queries = figures["prefix_cache_hits"], figures["prefix_cache_queries"]

@@ -18,17 +18,20 @@ class Sequence:
         "arrival_ns",
         "blocks",
         "cached_tokens",
+        "client",
         "content",
         "decoding",
         "emitted_tokens",
         "finish_step",
         "first_token_ns",
         "hashed_tokens",
+        "held_back",
         "intercept",
         "last_step",
         "max_tokens",
         "num_computed_tokens",
         "output_tokens",
+        "predicted_tokens",
         "preemptions",
         "priority",
         "prompt_tokens",
@@ -40,13 +43,26 @@ class Sequence:
         "visible_from_ns",
     )
 
-    def __init__(self, row: int, prompt_tokens: int, output_tokens: int, max_tokens: int, priority: int = 0, arrival_ns: int = 0) -> None:
+    def __init__(
+        self,
+        row: int,
+        prompt_tokens: int,
+        output_tokens: int,
+        max_tokens: int,
+        priority: int = 0,
+        arrival_ns: int = 0,
+        predicted_tokens: int | None = None,
+        client: int = 0,
+    ) -> None:
         self.row = row
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens
         """Known to the bookkeeping alone: it says when a sequence finishes, never what is scheduled."""
         self.max_tokens = max_tokens
+        self.predicted_tokens = max_tokens if predicted_tokens is None else predicted_tokens
+        """Output tokens that the predictor expects: all that policies know of the length to come."""
         self.priority = priority
+        self.client = client
         self.arrival_ns = arrival_ns
         self.visible_from_ns = arrival_ns
         """When the engine can first see the request."""
@@ -74,6 +90,8 @@ class Sequence:
         self.preemptions = 0
         self.cached_tokens = 0
         """Found in the prefix cache at the first admission."""
+        self.held_back = False
+        """Whether it had to wait for predicted room (`admission.py`) while it would have fitted."""
 
     @property
     def num_tokens(self) -> int:
@@ -89,6 +107,18 @@ class Sequence:
         """Tokens emitted when the results of `step` are in; the sequence decodes."""
         return self.intercept + step - self.prompt_tokens + 1
 
+    def expected_tokens(self, step: int) -> int:
+        """Output tokens to expect in all, once `step` is scheduled: a prediction that was passed is doubled until it is not."""
+        emitted, predicted = self.emitted_at(step) if self.decoding else self.emitted_tokens, self.predicted_tokens
+        if emitted >= predicted:
+            predicted <<= (emitted // predicted).bit_length()
+        return min(predicted, self.max_tokens)
+
+    def predicted_remaining(self, step: int) -> int:
+        """Output tokens to expect after `step`."""
+        emitted = self.emitted_at(step) if self.decoding else self.emitted_tokens
+        return max(self.expected_tokens(step) - emitted, 0)
+
     def blocks_at(self, step: int, block_size: int) -> int:
         """Blocks held once `step` is scheduled; the sequence decodes."""
         return -(-(self.intercept + step) // block_size)
@@ -101,3 +131,7 @@ class Sequence:
         `async_scheduler.py` `_update_request_with_output`.
         """
         return self.intercept + max(step + 1 - depth, min(self.segment_step, step))
+
+    def held_blocks(self, step: int, block_size: int) -> int:
+        """Blocks held once `step` is scheduled, and the one after it as far as the in-order path got."""
+        return self.blocks_at(max(step, self.last_step), block_size) if self.decoding else self.blocks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
 
 import numpy as np
@@ -22,8 +22,9 @@ from simulator.fleet import Fleet
 from simulator.impatience import ImpatientClients
 from simulator.outages import Outages, happen
 from simulator.patience import ClientConfig
+from simulator.policy import VLLM, Policy
 from simulator.request import RequestTable
-from simulator.router import make_router
+from simulator.routers import TOKEN_COUNTING, make_router
 from simulator.sequence import NEVER
 from simulator.speculation import Acceptance, Drafting
 from simulator.steplog import StepLog
@@ -41,6 +42,8 @@ class Scenario:
     cost: CostModel
     num_replicas: int = 1
     router: str = "least_requests"
+    policy: Policy = VLLM
+    """What the engines do otherwise than vLLM."""
     seed: int = 0
     """For the router and the clients' patience; the workload was drawn with its own."""
     stride: int | None = None
@@ -66,10 +69,11 @@ class Scenario:
     @property
     def groups(self) -> tuple[Group, ...]:
         """All replicas, the main group first."""
+        others = (replace(group, policy=self.policy) for group in self.others)
         if self.disaggregation is not None:
-            prefill = Group("prefill", self.engine, self.cost, self.disaggregation.prefill_replicas)
-            return (Group("decode", self.engine, self.cost, self.num_replicas), *self.others, prefill)
-        return (Group("main", self.engine, self.cost, self.num_replicas), *self.others)
+            prefill = Group("prefill", self.engine, self.cost, self.disaggregation.prefill_replicas, self.policy)
+            return (Group("decode", self.engine, self.cost, self.num_replicas, self.policy), *others, prefill)
+        return (Group("main", self.engine, self.cost, self.num_replicas, self.policy), *others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +92,8 @@ class Result:
     preemptions: Int64
     cached_tokens: Int64
     """Prompt tokens that the prefix cache had when the request was first scheduled (vLLM's `num_cached_tokens`); 0 without one."""
+    held_back: NDArray[np.bool_]
+    """Whether the request had to wait for predicted room while it would have fitted."""
     replica: Int64
     timeline: Timeline
     logs: list[StepLog]
@@ -174,6 +180,18 @@ def _check(scenario: Scenario) -> None:
         raise UserError(f"stride is {scenario.stride}; it must be at least 1")
     if scenario.sample_s <= 0 or (scenario.horizon_s is not None and scenario.horizon_s <= 0):
         raise UserError("sample_s and horizon_s must be greater than 0")
+    _check_together(scenario)
+    longest = min(group.engine.max_model_len for group in scenario.groups)
+    too_long = requests.prompt_tokens + requests.output_tokens > longest
+    if too_long.any():
+        row = int(too_long.argmax())
+        total = int(requests.prompt_tokens[row] + requests.output_tokens[row])
+        raise UserError(f"request {requests.request_id[row]} has {total} tokens, max_model_len is {longest}")
+
+
+def _check_together(scenario: Scenario) -> None:
+    """What is simulated, but not in one engine."""
+    engine = scenario.engine
     if (engine.speculative is None) != (scenario.acceptance is None):
         raise UserError("engine.speculative and acceptance: give both or neither")
     apart = (scenario.clients, scenario.outages, scenario.disaggregation, scenario.others)
@@ -187,13 +205,11 @@ def _check(scenario: Scenario) -> None:
         beside = ("clients", "others", "outages", "autoscaling", "disaggregation")
         if together := [name for name in beside if getattr(scenario, name)]:
             raise UserError(f"speculation together with {', '.join(together)} is not simulated: give one of them up")
+        if scenario.policy != VLLM or scenario.router in TOKEN_COUNTING:
+            raise UserError("speculation is not simulated together with policy, nor with routers that count tokens; choose other routers")
+    if engine.enable_prefix_caching and scenario.policy != VLLM:
+        raise UserError("enable_prefix_caching together with policy is not simulated: give one of them up")
     _check_prefixes(scenario)
-    longest = min(group.engine.max_model_len for group in scenario.groups)
-    too_long = requests.prompt_tokens + requests.output_tokens > longest
-    if too_long.any():
-        row = int(too_long.argmax())
-        total = int(requests.prompt_tokens[row] + requests.output_tokens[row])
-        raise UserError(f"request {requests.request_id[row]} has {total} tokens, max_model_len is {longest}")
 
 
 def _check_prefixes(scenario: Scenario) -> None:
@@ -235,6 +251,7 @@ def _result(scenario: Scenario, cluster: Cluster, clients: Clients, fleet: Fleet
         emitted_tokens=emitted_tokens,
         preemptions=np.array([0 if s is None else s.preemptions for s in sequences], np.int64),
         cached_tokens=np.array([0 if s is None else s.cached_tokens for s in sequences], np.int64),
+        held_back=np.array([s is not None and s.held_back for s in sequences], np.bool_),
         replica=replica_of,
         timeline=cluster.timeline(),
         logs=logs,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from simulator.attempts import Attempts, Outcome
 from simulator.cluster import NS_PER_S
+from simulator.fairness import fairness
 from simulator.itl import inter_token_latency
 from simulator.metrics import Latency, Window, judge, latencies, sent_in, within_limits
 from simulator.simulate import Result
@@ -51,6 +52,7 @@ def summary(result: Result, slos: Slos | None = None, window: Window | None = No
         **_use(result, window),
         **_prefix_cache(result, window),
         **stragglers(result, window),
+        **fairness(result, window),
         **({} if slos is None else {"slo": [vars(outcome) for outcome in judge(result, slos, window)]}),
     }
 
@@ -79,6 +81,7 @@ def _counts(result: Result, window: Window | None) -> dict[str, Any]:
         "never_visible": int(((requests.visible_token > requests.output_tokens) & finished & sent).sum()),
         "preemptions": int(result.preemptions[sent].sum()),
         "preempted_requests": int((result.preemptions[sent] > 0).sum()),
+        "held_back": int(result.held_back[sent].sum()),
     }
 
 

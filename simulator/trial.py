@@ -16,6 +16,8 @@ from simulator.engine import EngineConfig
 from simulator.errors import UserError
 from simulator.metrics import Latency, SloOutcome, judge, latencies
 from simulator.patience import ClientConfig
+from simulator.policy import VLLM, Policy
+from simulator.predictor import Predictor, foretell
 from simulator.simulate import Result, Scenario, simulate
 from simulator.sizing import Demand
 from simulator.slo import Slos
@@ -50,6 +52,8 @@ class Question:
     disaggregation: Disaggregation | None = None
     """A share of the replicas computes prompts; its `prefill_share` is given."""
     router: str = "least_requests"
+    predictor: Predictor | None = None
+    policy: Policy = VLLM
     seed: int = 0
     """Of the first run; the others follow."""
     num_seeds: int = 4
@@ -89,6 +93,8 @@ class Question:
             others=config.pools(),
             disaggregation=config.split(cost),
             router=config.cluster.router,
+            predictor=config.predictor,
+            policy=config.policy,
             seed=config.seed,
             num_seeds=options.num_seeds,
             max_gpus=options.max_gpus,
@@ -127,7 +133,9 @@ class Question:
 
     def traffic(self, seed: int, *, duration_s: float | None = None, num_requests: int | None = None) -> Workload:
         """The requests of one run: the same for every candidate."""
-        return generate(self.workload, seed, max_model_len=self.engine.max_model_len, duration_s=duration_s, num_requests=num_requests)
+        longest = self.engine.max_model_len
+        drawn = generate(self.workload, seed, max_model_len=longest, duration_s=duration_s, num_requests=num_requests)
+        return foretell(drawn, self.predictor, self.workload, seed, longest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +190,7 @@ def run_trial(question: Question, demand: Demand, period: Period, num_replicas: 
         num_replicas=num_replicas - split.prefill_replicas if split else num_replicas,
         disaggregation=split,
         router=question.router,
+        policy=question.policy,
         seed=seed,
         horizon_s=start.lead_s + period.end_s,
         sample_s=max(1.0, period.end_s / SAMPLES),

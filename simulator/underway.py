@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from simulator.predictor import expected_tokens
 from simulator.sizing import Demand
 from simulator.workload import Workload
 from simulator.workload.base import NS_PER_S
@@ -46,5 +47,6 @@ def begin(workload: Workload, past_s: float, demand: Demand, num_replicas: int, 
         output_tokens=there.output_tokens - done,
         max_tokens=there.max_tokens - done,
         visible_token=np.maximum(there.visible_token - done, 1),
+        predicted_tokens=np.maximum(expected_tokens(there.predicted_tokens, done, there.max_tokens) - done, 1),
     )
     return Start(replace(workload, requests=going_on), int(under_way.sum()), lead_s)

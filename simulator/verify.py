@@ -70,7 +70,7 @@ class VerifyScheduler(Scheduler):
                 continue
             blocks = self._missing_blocks(sequence, tokens)
             while blocks > self.pool.free_blocks and sequence.running:
-                victim = running.pop(self._victim_place())
+                victim = running.pop(self._victims.place(running, self.step))
                 if victim.row in plan.rows:
                     budget += plan.rows.pop(victim.row).tokens
                     index -= 1

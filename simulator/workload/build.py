@@ -9,9 +9,9 @@ import numpy as np
 from simulator.errors import NothingFitsError, UserError
 from simulator.request import RequestTable
 from simulator.workload.arrivals import MOST_REQUESTS, arrivals_s, describe_arrivals
-from simulator.workload.base import NS_PER_S
+from simulator.workload.base import NS_PER_S, Float64
 from simulator.workload.clients import ClientsSpec, merged, requests_table
-from simulator.workload.lengths import Lengths, Scores
+from simulator.workload.lengths import Lengths, MixtureLengths, Scores
 from simulator.workload.sessions import Sessions, SessionsSpec, sessions
 from simulator.workload.shared import of_samples, with_heads
 from simulator.workload.spec import BarrierSpec, ClosedSpec, OpenSpec, ReplaySpec, WorkloadSpec
@@ -91,7 +91,7 @@ def _open(spec: OpenSpec, seed: int, duration_s: float | None, num_requests: int
     num_prompts = None if num_requests is None else -(-num_requests // samples)
     times_s = np.repeat(arrivals_s(spec.arrivals, seed, duration_s=duration_s, num_requests=num_prompts), samples)
     scores = of_samples(Scores.draw(len(times_s), seed), samples, seed)
-    table = requests_table(times_s, spec.lengths.sample(scores), priority=spec.priority)
+    table = _drawn(times_s, spec.lengths, scores, spec.priority)
     return with_heads(table, spec.shared_prompts, seed, samples).take(slice(num_requests))
 
 
@@ -130,7 +130,16 @@ def _waiting(lengths: Lengths, seed: int, num_requests: int | None) -> RequestTa
         raise UserError("workload: num_requests is needed where clients wait for answers (closed, barrier)")
     if num_requests > MOST_REQUESTS:
         raise UserError(f"workload: {num_requests:.3g} requests are asked for; at most {MOST_REQUESTS:,} fit into a run")
-    return requests_table(np.zeros(num_requests), lengths.sample(Scores.draw(num_requests, seed)))
+    return _drawn(np.zeros(num_requests), lengths, Scores.draw(num_requests, seed), priority=0)
+
+
+def _drawn(times_s: Float64, lengths: Lengths, scores: Scores, priority: int) -> RequestTable:
+    """Requests sent at these times. The data sets of a mixture are told apart as clients."""
+    table = requests_table(times_s, lengths.sample(scores), priority=priority)
+    if not isinstance(lengths, MixtureLengths):
+        return table
+    part, priorities = lengths.chosen(scores), np.array([part.priority for part in lengths.parts.values()])
+    return replace(table, client=part, client_names=tuple(lengths.parts), priority=table.priority + priorities[part])
 
 
 def _replayed(spec: ReplaySpec, seed: int, duration_s: float | None, num_requests: int | None, max_model_len: int) -> Workload:

@@ -198,6 +198,8 @@ class Part(Spec):
     """One data set of a mixture."""
 
     weight: float = Field(gt=0)
+    priority: int = 0
+    """Added to that of the workload."""
     lengths: Annotated[CustomLengths | CatalogueLengths, Field(discriminator="kind")]
 
 
@@ -209,8 +211,7 @@ class MixtureLengths(Spec):
 
     def sample(self, scores: Scores) -> LengthTable:
         """The lengths at the given scores."""
-        weights = np.array([part.weight for part in self.parts.values()])
-        chosen = np.searchsorted(np.cumsum(weights / weights.sum())[:-1], scores.part, side="right")
+        chosen = self.chosen(scores)
         tables = [part.lengths.sample(scores) for part in self.parts.values()]
 
         def pick(column: str) -> Int64:
@@ -218,6 +219,11 @@ class MixtureLengths(Spec):
             return picked
 
         return LengthTable(pick("prompt_tokens"), pick("output_tokens"), pick("max_tokens"), pick("visible_token"))
+
+    def chosen(self, scores: Scores) -> Int64:
+        """int64[n]: each request's part, by its place."""
+        weights = np.array([part.weight for part in self.parts.values()])
+        return np.searchsorted(np.cumsum(weights / weights.sum())[:-1], scores.part, side="right")
 
     def describe(self) -> str:
         """The parts and their shares."""

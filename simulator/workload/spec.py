@@ -51,6 +51,8 @@ class BarrierSpec(Spec):
 
     kind: Literal["barrier"] = "barrier"
     batch_size: int = Field(ge=1)
+    batching: Literal["as_drawn", "by_predicted_length"] = "as_drawn"
+    """Whether a client that has all requests at hand puts those together that are expected to be of like length."""
     lengths: Lengths
 
 

@@ -18,22 +18,30 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import simulator
+from simulator.admission import PredictedKv
 from simulator.kv import blocks_for
-from simulator.router import ROUTERS, make_router
+from simulator.routers import ROUTERS, Ask, Informed, make_router
 from simulator.scheduler import Scheduler
 from simulator.simulate import NS_PER_S, Result, Scenario, simulate
 from simulator.stepplan import StepPlan
 from simulator.workload import OpenLoop, Workload
 from tests.support.cases import cost_model
 from tests.support.digest import digest
+from tests.support.remedies import random_remedied_scenario
 from tests.support.services import random_scenario, random_speculative_scenario
 from tests.support.watch import simulate_watched
 
 SOURCE = Path(simulator.__file__).parent
 
-scenarios = st.one_of(st.integers(0, 1 << 32).map(random_scenario), st.integers(0, 1 << 32).map(random_speculative_scenario))
+
+def service(seed: int) -> Scenario:
+    """vLLM's own rules, drafts, and all the remedies in turn."""
+    return (random_scenario, random_speculative_scenario, random_remedied_scenario)[seed % 3](seed)
+
+
+scenarios = st.integers(0, 1 << 32).map(service)
 # No smaller seed is a simpler service: nothing to shrink.
-law = settings(max_examples=40, derandomize=True, phases=[Phase.explicit, Phase.generate])
+law = settings(max_examples=60, derandomize=True, phases=[Phase.explicit, Phase.generate])
 
 
 def finished_in_engine_ns(result: Result) -> np.ndarray:
@@ -149,6 +157,9 @@ def test_law_6a_whoever_waits_does_not_fit(scenario: Scenario) -> None:
         if engine.scheduler_reserve_full_isl:
             wanted = max(wanted, head.num_tokens)
         headroom = int(engine.watermark * engine.num_gpu_blocks) if scheduler.running else 0
+        forecast = PredictedKv(engine, scenario.policy.overcommit)
+        if scenario.policy.admission == "predicted_kv" and not forecast.admits(head, scheduler.running, plan.step - 1):
+            return
         assert blocks_for(wanted, engine.block_size) + headroom > scheduler.pool.free_blocks
 
     simulate_watched(scenario, after_schedule=check)
@@ -250,17 +261,46 @@ def test_law_10b_the_sample_changes_lengths_that_matter() -> None:
 class Load:
     """All that a router may see."""
 
-    __slots__ = ("outstanding",)
+    __slots__ = ("index", "outstanding")
 
-    def __init__(self, outstanding: int) -> None:
-        self.outstanding = outstanding
+    def __init__(self, index: int, outstanding: int) -> None:
+        self.index, self.outstanding = index, outstanding
+
+    def context_tokens(self) -> int:
+        return (50, 30, 70)[self.index]
+
+    def predicted_tokens(self) -> int:
+        return (700, 900, 500)[self.index]
+
+    def request_counts(self) -> tuple[int, int]:
+        return ((0, 9), (1, 4), (2, 0))[self.index]
+
+
+CHOICES = {
+    "least_requests": {1},
+    "round_robin": {0, 1, 2},
+    "random": {0, 1, 2},
+    "power_of_two": {1, 2},  # two different ones are drawn, so the worst never wins
+    "least_tokens": {1},
+    "length_predictive": {2},
+    "prefix_affine": {1, 2},  # 0 has more than 1.25 times its share
+    "vllm": {0, 1, 2},
+}
 
 
 @pytest.mark.parametrize("name", sorted(ROUTERS))
 def test_law_10c_a_router_sees_loads_alone(name: str) -> None:
     router = make_router(name, seed=1)
-    chosen = {router.route([Load(3), Load(1), Load(2)]) for _ in range(50)}
-    assert chosen == {"least_requests": {1}, "round_robin": {0, 1, 2}, "random": {0, 1, 2}}[name]
+    loads = [Load(0, 3), Load(1, 1), Load(2, 2)]
+    if isinstance(router, Informed):
+        router.learn(loads)
+    chosen = {router.route(loads, Ask(row, prompt_tokens=10, predicted_tokens=100, prefix=row % 7)) for row in range(50)}
+    assert chosen == CHOICES[name]
+
+
+ENGINE_MODULES = ["waiting.py", "kv.py", "decode.py", "clock.py", "replica.py", "engine.py"]
+POLICY_MODULES = ["policy.py", "preemption.py", "admission.py", "occupancy.py"]
+ROUTER_MODULES = [f"routers/{path.name}" for path in sorted((SOURCE / "routers").glob("*.py"))]
 
 
 def readers_of_lengths(module: str) -> set[str]:
@@ -275,7 +315,7 @@ def readers_of_lengths(module: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("module", ["router.py", "waiting.py", "kv.py", "decode.py", "clock.py", "replica.py", "engine.py"])
+@pytest.mark.parametrize("module", ENGINE_MODULES + POLICY_MODULES + ROUTER_MODULES)
 def test_law_10d_lengths_to_come_are_unknown_to(module: str) -> None:
     assert readers_of_lengths(module) == set()
 

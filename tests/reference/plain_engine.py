@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.features import StepFeatures
+from simulator.policy import VLLM, Policy
 from simulator.request import RequestTable
 from simulator.speculation import Drafting
 from tests.reference.plain_cache import PlainCache
@@ -32,15 +33,17 @@ class PlainEngine:
         cost: CostModel,
         drafting: Drafting | None = None,
         aborts_ns: list[int] | None = None,
+        policy: Policy = VLLM,
     ) -> None:
-        self.engine, self.cost = engine, cost
+        self.engine, self.cost, self.policy = engine, cost, policy
         self.num_spec_tokens = engine.speculative.num_speculative_tokens if engine.speculative else 0
         self.num_lookahead_tokens = 0 if engine.speculative is None or engine.speculative.method == "ngram" else self.num_spec_tokens
         self.drafts = [] if drafting is None else [drafting.of(row) for row in range(len(table))]
         self.aborts_ns = aborts_ns or []
         """When the engine sees that a client has left, by row; without effect where it is done by then."""
-        columns = (table.prompt_tokens, table.output_tokens, table.max_tokens, table.priority, table.arrival_ns)
-        self.requests = [Request(row, *values) for row, values in enumerate(zip(*(c.tolist() for c in columns), strict=True))]
+        columns = (table.prompt_tokens, table.output_tokens, table.max_tokens, table.priority, table.arrival_ns, table.predicted_tokens)
+        longest = engine.max_model_len
+        self.requests = [Request(row, *values, longest) for row, values in enumerate(zip(*(c.tolist() for c in columns), strict=True))]
         self.cache = PlainCache(engine.num_gpu_blocks - 1, engine.block_size, enable_caching=engine.enable_prefix_caching)
         if engine.enable_prefix_caching:
             self._spell_out(table)
@@ -131,10 +134,14 @@ class PlainEngine:
 
     def enqueue(self, request: Request) -> None:
         self.waiting.append(request)
-        self._sort_by_priority()
+        self._sort()
 
-    def _sort_by_priority(self) -> None:
-        if self.engine.scheduling_policy == "priority":
+    def _sort(self) -> None:
+        if self.policy.queue != "vllm":
+            remaining, per_ns = self.policy.queue == "shortest_remaining_first", self.policy.aging_tokens_per_s / 1e9
+            self.waiting.sort(key=lambda r: r.row)
+            self.waiting.sort(key=lambda r: (r.remaining_tokens if remaining else r.expected_tokens) + per_ns * r.arrival_ns)
+        elif self.engine.scheduling_policy == "priority":
             self.waiting.sort(key=lambda r: (r.priority, r.arrival_ns, r.row))
 
     def schedule(self) -> Step:
@@ -179,14 +186,16 @@ class PlainEngine:
             if tokens == 0:
                 index += 1
                 continue
-            while not self.allocate(request, tokens):
+            while request.status == "running" and not self.allocate(request, tokens):
                 victim, refund, moved_up = self.pick_victim(step, index)
                 budget += refund
                 index -= moved_up
                 self.preempt(step, victim)
-                if victim is request:
-                    self.counts["self-preemptions"] += 1
+            if request.status != "running":
+                self.counts["self-preemptions"] += 1
+                if self.policy.preemption == "vllm":
                     return budget
+                continue
             end = request.num_computed_tokens + tokens
             drafts = max(end - request.num_tokens - request.num_output_placeholders, 0) if request.num_spec_tokens else 0
             self.counts["drafts cut"] += drafts < request.num_spec_tokens
@@ -198,10 +207,16 @@ class PlainEngine:
 
     def pick_victim(self, step: Step, index: int) -> tuple[Request, int, bool]:
         """(the running request to preempt, the tokens that it had in this very step, whether the loop moves up with those behind it)."""
-        if self.engine.scheduling_policy == "fcfs":
+        rule = self.policy.preemption
+        if rule == "vllm" and self.engine.scheduling_policy == "fcfs":
             return self.running.pop(), 0, False
         # Of two requests of one instant the later row is the later one: vLLM's arrival times are clock readings, no two alike.
-        victim = max(self.running, key=lambda r: (r.priority, r.arrival_ns, r.row))
+        victim = {
+            "vllm": lambda: max(self.running, key=lambda r: (r.priority, r.arrival_ns, r.row)),
+            "longest_remaining": lambda: max(self.running, key=lambda r: (r.remaining_tokens, r.row)),
+            "most_blocks": lambda: max(self.running[1:] or self.running, key=lambda r: (len(r.blocks), r.row)),
+            "fewest_blocks": lambda: min(self.running, key=lambda r: (len(r.blocks), -r.row)),
+        }[rule]()
         place = self.running.index(victim)
         del self.running[place]
         for row in step.rows:
@@ -209,9 +224,10 @@ class PlainEngine:
                 step.rows.remove(row)
                 self.counts["refunds"] += 1
                 return victim, row.tokens, True
-        if place < index and self.engine.vllm_version == "0.26":
+        passes_over = rule == "vllm" and self.engine.vllm_version == "0.26"
+        if place < index and passes_over:
             self.counts["requests passed over after a preemption"] += 1
-        return victim, 0, place < index and self.engine.vllm_version == "0.32"
+        return victim, 0, place < index and not passes_over
 
     def preempt(self, step: Step, victim: Request) -> None:
         self.free(victim)
@@ -221,7 +237,7 @@ class PlainEngine:
         victim.num_spec_tokens = 0
         victim.preemptions += 1
         self.waiting.insert(0, victim)
-        self._sort_by_priority()
+        self._sort()
         step.preempted.append(victim.row)
 
     def schedule_waiting(self, step: Step, budget: int) -> None:
@@ -241,6 +257,9 @@ class PlainEngine:
             if engine.scheduler_reserve_full_isl and self._blocks(request, request.num_tokens - computed, computed_blocks) > room:
                 if chunk_blocks <= room:
                     self.counts["held back by the full-sequence gate"] += 1
+                break
+            if not self.will_fit(request):
+                self.counts["held back by the forecast"] += 1
                 break
             if chunk_blocks > room:
                 break
@@ -285,6 +304,14 @@ class PlainEngine:
             (self.running if request.status == "running" else self.waiting).remove(request)
             self.free(request)
             request.status = "finished"
+
+    def will_fit(self, request: Request) -> bool:
+        """Whether the KV cache holds the whole expected outputs of all who run and of this request."""
+        if self.policy.admission == "vllm" or not self.running:
+            return True
+        size = self.engine.block_size
+        blocks = sum(-(-(r.prompt_tokens + r.expected_tokens) // size) for r in [*self.running, request])
+        return blocks <= int(self.policy.overcommit * self.engine.usable_blocks)
 
     def update_after_schedule(self, row: Row) -> None:
         request = row.request

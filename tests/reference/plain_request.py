@@ -17,6 +17,8 @@ class Request:
     max_tokens: int
     priority: int
     arrival_ns: int
+    predicted_tokens: int
+    max_model_len: int
     status: str = "waiting"
     all_tokens: list[Hashable] = field(default_factory=list)
     """With prefix caching: something for each token, equal for equal tokens."""
@@ -41,6 +43,24 @@ class Request:
     @property
     def num_tokens(self) -> int:
         return self.prompt_tokens + self.num_output_tokens
+
+    @property
+    def planned_tokens(self) -> int:
+        """Output tokens that steps scheduled so far bring."""
+        return self.num_output_tokens + self.num_output_placeholders
+
+    @property
+    def expected_tokens(self) -> int:
+        """Output tokens to expect in all: what is predicted, twice as much once it is passed, and so on."""
+        expected = self.predicted_tokens
+        while expected <= self.planned_tokens:
+            expected *= 2
+        return min(expected, self.max_tokens, self.max_model_len - self.prompt_tokens)
+
+    @property
+    def remaining_tokens(self) -> int:
+        """Output tokens to expect from now on."""
+        return max(self.expected_tokens - self.planned_tokens, 0)
 
 
 @dataclass
