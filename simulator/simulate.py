@@ -173,7 +173,7 @@ def simulate(scenario: Scenario, on_progress: Callable[[int, int], None] | None 
 
 
 def _check(scenario: Scenario) -> None:
-    requests, engine = scenario.workload.requests, scenario.engine
+    requests = scenario.workload.requests
     if scenario.num_replicas < 1:
         raise UserError(f"num_replicas is {scenario.num_replicas}; at least 1 is needed")
     if scenario.stride is not None and scenario.stride < 1:
@@ -194,19 +194,17 @@ def _check_together(scenario: Scenario) -> None:
     engine = scenario.engine
     if (engine.speculative is None) != (scenario.acceptance is None):
         raise UserError("engine.speculative and acceptance: give both or neither")
-    apart = (scenario.clients, scenario.outages, scenario.disaggregation, scenario.others)
+    apart = (scenario.clients, scenario.outages, scenario.autoscaling, scenario.disaggregation, scenario.others)
     if scenario.acceptance is not None and any(apart):
-        raise UserError("speculation does not go with clients, outages, disaggregation or cluster.pools yet: leave one of them out")
+        raise UserError(
+            "speculation does not go with clients, outages, autoscaling, disaggregation or cluster.pools yet: leave one of them out"
+        )
     if scenario.acceptance is not None and len(scenario.acceptance.rates) != engine.decode_query_len - 1:
         raise UserError(
             f"acceptance has rates for {len(scenario.acceptance.rates)} drafts, num_speculative_tokens is {engine.decode_query_len - 1}"
         )
-    if engine.speculative is not None:
-        beside = ("clients", "others", "outages", "autoscaling", "disaggregation")
-        if together := [name for name in beside if getattr(scenario, name)]:
-            raise UserError(f"speculation together with {', '.join(together)} is not simulated: give one of them up")
-        if scenario.policy != VLLM or scenario.router in TOKEN_COUNTING:
-            raise UserError("speculation is not simulated together with policy, nor with routers that count tokens; choose other routers")
+    if engine.speculative is not None and (scenario.policy != VLLM or scenario.router in TOKEN_COUNTING):
+        raise UserError("speculation is not simulated together with policy, nor with routers that count tokens; choose other routers")
     if engine.enable_prefix_caching and scenario.policy != VLLM:
         raise UserError("enable_prefix_caching together with policy is not simulated: give one of them up")
     _check_prefixes(scenario)
