@@ -173,7 +173,7 @@ def simulate(scenario: Scenario, on_progress: Callable[[int, int], None] | None 
 
 
 def _check(scenario: Scenario) -> None:
-    requests, engine = scenario.workload.requests, scenario.engine
+    requests = scenario.workload.requests
     if scenario.num_replicas < 1:
         raise UserError(f"num_replicas is {scenario.num_replicas}; at least 1 is needed")
     if scenario.stride is not None and scenario.stride < 1:
