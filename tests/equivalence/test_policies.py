@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -15,6 +16,7 @@ from simulator.workload import OpenLoop, Workload
 from tests.equivalence.test_oracle import SAMPLE_S, assert_same_requests, assert_same_timeline, step_ends
 from tests.equivalence.test_stride import assert_same
 from tests.reference.plain_engine import PlainEngine
+from tests.support.prefixes import random_prefix_scenario
 from tests.support.remedies import random_remedied_case, random_remedied_scenario
 from tests.support.services import with_stride
 
@@ -39,6 +41,13 @@ def test_stride_changes_nothing(seed: int, stride: int | None) -> None:
     result = simulate(with_stride(random_remedied_scenario(seed), stride))
     assert_same(result, reference(seed))
     assert result.held_back.tolist() == reference(seed).held_back.tolist()
+
+
+@pytest.mark.parametrize("seed", range(40_000, 40_080))
+def test_stride_changes_nothing_where_prefixes_are_cached(seed: int) -> None:
+    router = sorted(ROUTERS)[seed % len(ROUTERS)]
+    scenario = replace(random_prefix_scenario(seed), num_replicas=3, router=router)
+    assert_same(simulate(scenario), simulate(with_stride(scenario, 1)))
 
 
 @cache
