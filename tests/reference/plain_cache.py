@@ -1,13 +1,16 @@
 """vLLM's pool of KV blocks with prefix caching, every block and every token spelled out. The oracle of `simulator.prefix_cache`.
 
 Written from vLLM 0.26 `v1/core/` (`block_pool.py`, `kv_cache_manager.py`, `single_type_kv_cache_manager.py`), with their names.
-It shares no code with the simulator.
+It shares no code with the simulator, only the table of requests.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+
+from simulator.request import RequestTable
+from tests.reference.plain_request import Request
 
 
 class PlainCache:
@@ -73,3 +76,19 @@ class PlainCache:
         for block in without_hash[::-1]:
             self.free_block_queue[block] = None
             self.free_block_queue.move_to_end(block, last=False)
+
+
+def spell_out(requests: Iterable[Request], table: RequestTable, cache: PlainCache) -> None:
+    """Gives every token of every prompt something that is equal for equal tokens, and full blocks their hashes."""
+    for request in requests:
+        row, content = request.row, table.content
+        request.answer = ("answer of", row)
+        if content is not None:
+            segments = slice(content.offsets[row], content.offsets[row + 1])
+            for content_id, tokens in zip(content.content_id[segments], content.tokens[segments], strict=True):
+                request.all_tokens += [(int(content_id), place) for place in range(tokens)]
+            if content.answer_id[row] >= 0:
+                request.answer = int(content.answer_id[row])
+        lone = range(request.prompt_tokens - len(request.all_tokens))
+        request.all_tokens += [("prompt of", row, place) for place in lone]
+        cache.extend_hashes(request.block_hashes, request.all_tokens)

@@ -15,7 +15,7 @@ from simulator.features import StepFeatures
 from simulator.policy import VLLM, Policy
 from simulator.request import RequestTable
 from simulator.speculation import Drafting
-from tests.reference.plain_cache import PlainCache
+from tests.reference.plain_cache import PlainCache, spell_out
 from tests.reference.plain_request import Request, Row, Step
 
 
@@ -46,7 +46,7 @@ class PlainEngine:
         self.requests = [Request(row, *values, longest) for row, values in enumerate(zip(*(c.tolist() for c in columns), strict=True))]
         self.cache = PlainCache(engine.num_gpu_blocks - 1, engine.block_size, enable_caching=engine.enable_prefix_caching)
         if engine.enable_prefix_caching:
-            self._spell_out(table)
+            spell_out(self.requests, table, self.cache)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.queue: deque[Step] = deque()
@@ -56,20 +56,6 @@ class PlainEngine:
         self.now_ns = self.cpu_free_ns = self.gpu_free_ns = self.busy_ns = 0
         self.threshold = 0
         """The longest chunk of the step being scheduled, 0 for any."""
-
-    def _spell_out(self, table: RequestTable) -> None:
-        for request in self.requests:
-            row, content = request.row, table.content
-            request.answer = ("answer of", row)
-            if content is not None:
-                segments = slice(content.offsets[row], content.offsets[row + 1])
-                for content_id, tokens in zip(content.content_id[segments], content.tokens[segments], strict=True):
-                    request.all_tokens += [(int(content_id), place) for place in range(tokens)]
-                if content.answer_id[row] >= 0:
-                    request.answer = int(content.answer_id[row])
-            lone = range(request.prompt_tokens - len(request.all_tokens))
-            request.all_tokens += [("prompt of", row, place) for place in lone]
-            self.cache.extend_hashes(request.block_hashes, request.all_tokens)
 
     # -- engine core: the loop and its two clocks -------------------------------------------------------------------
 
