@@ -80,6 +80,11 @@ class Engine:
         return bool(self.config.device_config.device_type == "cuda")
 
     @property
+    def asynchronous(self) -> bool:
+        """Whether a step is launched before the result of the one before it is there."""
+        return bool(self.config.scheduler_config.async_scheduling)
+
+    @property
     def busy(self) -> bool:
         """Whether a step is queued, or a request not finished."""
         return bool(self.core.batch_queue) or self.core.scheduler.has_requests()

@@ -103,7 +103,9 @@ def _mixed(engine: Engine, point: Point) -> list[Row]:
             _prompts(engine, point)
             for _ in range(3):
                 engine.step()
-        return engine.drain()[1:]  # its predecessor was drained, which may have made the GPU wait
+        rows = engine.drain()
+        # The step in flight when the last one was drained: the GPU may have waited for it.
+        return rows[1:] if engine.asynchronous else rows
 
     names = _place(engine, point)
     _steps(engine, 1)

@@ -52,7 +52,7 @@ def page(plan: Plan) -> str:
     """The HTML text."""
     artifact = plan.question.cost.artifact
     return document(
-        title=f"How many GPUs? {artifact.model} on {artifact.gpu}",
+        title=f"How many GPUs? {plan.question.model or artifact.model} on {artifact.gpu}",
         eyebrow="How many GPUs?",
         headline=headline(plan),
         facts=facts(plan),

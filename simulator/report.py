@@ -73,7 +73,7 @@ def text(plan: Plan) -> str:
 def headline(plan: Plan) -> str:
     """The answer in a sentence."""
     artifact, question = plan.question.cost.artifact, plan.question
-    service = f"{artifact.model} ({artifact.weights}){f' at {plan.demand.rate:.3g} requests/s' if plan.demand else ''}"
+    service = f"{question.model or artifact.model} ({artifact.weights}){f' at {plan.demand.rate:.3g} requests/s' if plan.demand else ''}"
     if plan.num_replicas is None:
         return f"No number of GPUs up to {question.max_gpus} will do for {service}: {plan.reason}."
     each = f"one {artifact.gpu} each" if question.gpus_per_replica == 1 else f"{question.gpus_per_replica} × {artifact.gpu} each"

@@ -46,6 +46,8 @@ class Question:
     engine: EngineConfig
     cost: CostModel
     slos: Slos
+    model: str = ""
+    """As it was asked for; the cost model may be that of another one of its shape."""
     clients: ClientConfig | None = None
     others: tuple[Group, ...] = ()
     """Replicas that are there anyway, behind the same router."""
@@ -88,6 +90,7 @@ class Question:
             engine=config.engine_config(cost),
             cost=cost,
             slos=config.slo,
+            model=config.model.name,
             acceptance=config.accepted(),
             clients=config.clients,
             others=config.pools(),

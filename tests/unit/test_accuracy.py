@@ -33,7 +33,7 @@ plan: {hours: 0.005, num_seeds: 2, max_gpus: 12, workers: 1}
 
 
 def config(model: str = "r1-distill-qwen-7b", *overrides: str) -> Config:
-    return load(CONF / "capacity_planning.yaml", [f"model={model}", *overrides])
+    return load(CONF / "capacity_planning.yaml", [f"model={model}", "opt=none", *overrides])
 
 
 # -- the table -------------------------------------------------------------------------------------------------------------

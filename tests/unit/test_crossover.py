@@ -115,7 +115,14 @@ def test_a_service_with_drafts_is_simulated_from_its_own_cost_model(speculative_
 
 
 def test_a_plan_counts_on_the_drafts(speculative_artifact: Path) -> None:
-    given = ["opt=eagle3", f"cost_model={speculative_artifact}", "workload=gsm8k", "workload.arrivals.rate=3", "plan.hours=0.01"]
+    given = [
+        "model=r1-distill-qwen-7b",
+        "opt=eagle3",
+        f"cost_model={speculative_artifact}",
+        "workload=gsm8k",
+        "workload.arrivals.rate=3",
+        "plan.hours=0.01",
+    ]
     given += ["plan.num_seeds=2", "slo=null", "slo.tpot_ms.p99=8", "plan.workers=1"]
     found = plan(load(CONF / "capacity_planning.yaml", given))
     assert found.num_replicas is not None
