@@ -146,7 +146,7 @@ def test_one_engine_start_records_several_traces(tmp_path: Path) -> None:
         "opt.weights=float32",
         "num_gpu_blocks_override=24",
         "shared_prefixes={num_prefixes: 1, prefix_tokens: 300}",
-        "workloads=[{name: light, rate: 2, duration_s: 5}, {name: over, rate: 8, cv: 2, duration_s: 5},"
+        "workloads=[{name: light, rate: 2, duration_s: 5}, {name: over, rate: 40, cv: 2, duration_s: 2},"
         " {name: again, workload: {kind: replay, path: LIGHT}}]".replace("LIGHT", str(tmp_path / "light")),
     )
     # What is served again has to be there before the engine starts.
