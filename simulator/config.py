@@ -17,6 +17,7 @@ from simulator.cost import CostModel
 from simulator.disaggregation import Disaggregation, bytes_per_block
 from simulator.engine import EngineConfig, SpeculativeConfig
 from simulator.errors import UserError
+from simulator.memory import blocks_for
 from simulator.models import engine_start_s, find
 from simulator.outages import Outages
 from simulator.patience import ClientConfig
@@ -194,7 +195,9 @@ class Config(Spec):
     @field_validator("engine")
     @classmethod
     def _engine_options(cls, engine: dict[str, Any]) -> dict[str, Any]:
-        valid = sorted({*EngineConfig.model_fields, "num_gpu_blocks_override"} - {"num_gpu_blocks", "speculative"})
+        valid = sorted(
+            {*EngineConfig.model_fields, "num_gpu_blocks_override", "gpu_memory_utilization"} - {"num_gpu_blocks", "speculative"}
+        )
         for key in engine:
             if key not in valid:
                 near = get_close_matches(key, valid, n=1)
@@ -292,8 +295,10 @@ class Config(Spec):
         """
         memory = cost.artifact.memory
         given = {key: value for key, value in (self.engine if options is None else options).items() if value is not None}
-        blocks = given.pop("num_gpu_blocks_override", memory.num_gpu_blocks)
+        override = given.pop("num_gpu_blocks_override", None)
         measured = {name: getattr(memory, name) for name in ("block_size", "max_model_len", "max_num_batched_tokens", "max_num_seqs")}
+        share = given.pop("gpu_memory_utilization", memory.gpu_memory_utilization)
+        blocks = override or blocks_for(memory, {**measured, **given}, share)
         from_opt = {"enable_prefix_caching": self.opt.enable_prefix_caching}
         merged = {**measured, **from_opt, **given, "num_gpu_blocks": blocks, "speculative": self.opt.drafts}
         try:

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from simulator.artifact import Artifact, Logits
+from simulator.artifact import Artifact, Logits, Memory
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig, SpeculativeConfig
 from simulator.errors import UserError
 from simulator.itl import request_itl_s
+from simulator.memory import num_gpu_blocks
 from simulator.models import MODELS, find
 from simulator.request import RequestTable
 from simulator.simulate import Result, Scenario, simulate
@@ -63,6 +64,7 @@ class Meta(BaseModel):
     tensor_parallel_size: int = Field(ge=1)
     engine: EngineMeta
     num_gpu_blocks_override: int | None = None
+    gpu_memory_utilization: float | None = None
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     router: str | None = None
     client: str = "client unknown"
@@ -208,7 +210,7 @@ def _engine(recording: Recording, artifact: Artifact) -> EngineConfig:
             max_num_batched_tokens=engine.max_num_batched_tokens,
             max_num_seqs=engine.max_num_seqs,
             block_size=artifact.memory.block_size,
-            num_gpu_blocks=meta.num_gpu_blocks_override or artifact.memory.num_gpu_blocks,
+            num_gpu_blocks=meta.num_gpu_blocks_override or _blocks(meta, artifact.memory),
             enable_chunked_prefill=engine.enable_chunked_prefill,
             scheduling_policy=meta.scheduling_policy,
             async_scheduling=engine.async_scheduling,
@@ -216,6 +218,18 @@ def _engine(recording: Recording, artifact: Artifact) -> EngineConfig:
         )
     except ValidationError as error:
         raise UserError(f"{recording.folder / 'meta.json'}: engine: {error.errors()[0]['msg']}") from None
+
+
+def _blocks(meta: Meta, memory: Memory) -> int:
+    """Predicted for the recorded options; where the cost model cannot tell, as it was measured."""
+    engine = meta.engine
+    predicted = num_gpu_blocks(
+        memory,
+        gpu_memory_utilization=meta.gpu_memory_utilization or memory.gpu_memory_utilization,
+        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_seqs=engine.max_num_seqs,
+    )
+    return memory.num_gpu_blocks if predicted is None or predicted < 2 else predicted
 
 
 def write_prediction(prediction: Replay, out: Path) -> None:
