@@ -22,7 +22,8 @@ class _Sum:
 
     def __init__(self, coefficients: dict[str, float]) -> None:
         terms = [(Term(text), value) for text, value in coefficients.items()]
-        self.tables = [_Table(name, [(term.of, value) for term, value in terms if term.table == name]) for name in sorted(TABLED)]
+        tabled = {name: [(term.of, value) for term, value in terms if term.table == name] for name in sorted(TABLED)}
+        self.tables = [_Table(name, its) for name, its in tabled.items() if its]
         self.still = [(term.of, value) for term, value in terms if not term.moves and term.table is None]
         self.moving = [(term.of, value) for term, value in terms if term.moves]
 
@@ -52,7 +53,7 @@ class _Table:
         self._known: dict[int, float] = {}
 
     def ns(self, features: StepFeatures) -> float:
-        key = self._read(features) if self._terms else 0
+        key = self._read(features)
         total = self._known.get(key)
         if total is None:
             total = self._known[key] = sum((value * of(features) for of, value in self._terms), 0.0)
