@@ -53,6 +53,8 @@ absolute error, and the mean of the signed one (of a trace: the error of the sum
 fit that is judged saw no step with their batch (or chunk) size, or none with their context. Beside an artifact lie its measurements,
 `….steps.csv.gz` and `….profile.json.gz`; `python -m profiler.fit_profile profile=<the artifact>` fits it to them again.
 `….points.jsonl.gz` is what a grid that its budget cut continues from: put it as `points.jsonl.gz` into the profiler's `out=` folder.
+Measurements named `…-another` and `…-realistic` belong to no artifact: a second profile of the same, and one with random weights of a real
+model's scale, for `python -m profiler.distance`.
 """
 
 _HEAD = """Errors on left-out rows, median / 90th percentile / mean, each the worse of the two ways of leaving out:

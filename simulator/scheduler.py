@@ -194,6 +194,9 @@ class Scheduler(Foresight):
             self._close_segment(victim, victim.finish_step)
         if victim.finish_step > before:
             self._forget_finish(victim)
+        self._put_back(plan, victim)
+
+    def _put_back(self, plan: StepPlan, victim: Sequence) -> None:
         self.pool.release(victim)
         victim.blocks = 0
         victim.num_computed_tokens = 0

@@ -111,13 +111,7 @@ class VerifyScheduler(Scheduler):
         """All blocks are lost; the request goes back to the queue and recomputes. What is in flight still counts."""
         self._members += 1
         self._states[victim.row].prefilling = True
-        self.pool.give_back(victim.blocks)
-        victim.blocks = 0
-        victim.num_computed_tokens = 0
-        victim.running = False
-        victim.preemptions += 1
-        self.waiting.put_back(victim)
-        plan.preempted.append(victim)
+        self._put_back(plan, victim)
 
     def _schedule_waiting(self, plan: VerifyPlan, budget: int) -> None:
         """The waiting requests in queue order; the first that cannot get its blocks ends the loop."""
