@@ -11,13 +11,13 @@ from functools import partial
 
 import numpy as np
 
-from simulator.candidate import Check, pooled
 from simulator.config import load
 from simulator.plan import demand_of, period_of
-from simulator.pool import Pool
-from simulator.sizing import Demand
-from simulator.steady import Period
-from simulator.trial import Question, Trial, run_trial
+from simulator.planning.candidate import Check, pooled
+from simulator.planning.pool import Pool
+from simulator.planning.sizing import Demand
+from simulator.planning.steady import Period
+from simulator.planning.trial import Question, Trial, run_trial
 
 RUNS = 64
 FIRST_SEED = 1000

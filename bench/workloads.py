@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simulator.artifact import Artifact
+from simulator.artifacts.artifact import Artifact
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.request import RequestTable

@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from simulator.artifact import Artifact, ErrorRow
+from simulator.artifacts.artifact import Artifact, ErrorRow
+from simulator.artifacts.models import artifact_name, artifacts
 from simulator.errors import UserError
-from simulator.models import artifact_name, artifacts
 
 
 def export(artifact: Artifact, root: Path) -> Path:

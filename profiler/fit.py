@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from profiler.steps import Steps
 from profiler.tables import Prior
-from simulator.artifact import ErrorRow, Regime
+from simulator.artifacts.artifact import ErrorRow, Regime
 from simulator.engine import GraphMode
 from simulator.features import StepFeatures, design_matrix
 

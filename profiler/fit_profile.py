@@ -33,11 +33,11 @@ from profiler.profiled import Profiled, from_raw
 from profiler.raw import Raw
 from profiler.steps import replay
 from profiler.trace import read_trace
-from simulator.artifact import Artifact, Measurement, Memory, MemoryParts, Overheads, Provenance, Regime
+from simulator.artifacts.artifact import Artifact, Measurement, Memory, MemoryParts, Overheads, Provenance, Regime
+from simulator.artifacts.models import MODELS, artifact_name
 from simulator.cost import CostModel
 from simulator.errors import UserError
 from simulator.features import StepFeatures
-from simulator.models import MODELS, artifact_name
 
 
 def fit_profile(raw: Raw, trace: Path | None = None, after: Raw | None = None) -> tuple[Artifact, str]:

@@ -18,10 +18,10 @@ from profiler.fit import StepTimeRegressor, cross_validated, errors, feature_dom
 from profiler.overheads import ingress, overheads
 from profiler.steps import Steps, as_matrix, busy_steps, replay
 from profiler.trace import Trace, read_trace
-from simulator.artifact import Artifact, ErrorRow, Memory, Provenance
+from simulator.artifacts.artifact import Artifact, ErrorRow, Memory, Provenance
+from simulator.artifacts.models import MODELS
 from simulator.errors import UserError
 from simulator.features import StepFeatures
-from simulator.models import MODELS
 
 FIRST_S = 60.0
 BLOCK_S = 8.0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from profiler.gpu_time import fit_gpu_time
 from profiler.profiled import Profiled
-from simulator.artifact import ErrorRow
+from simulator.artifacts.artifact import ErrorRow
 
 Float64 = NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""Where the memory of a GPU went when an engine started; `simulator/memory.py` predicts other settings from it."""
+"""Where the memory of a GPU went when an engine started; `simulator/artifacts/memory.py` predicts other settings from it."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from scipy.ndimage import median_filter
 
 from profiler.steps import Replay
 from profiler.trace import Trace
-from simulator.artifact import Overheads
+from simulator.artifacts.artifact import Overheads
 
 Float64 = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.artifact import Logits
+from simulator.artifacts.artifact import Logits
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]

@@ -2,8 +2,8 @@
 
 ```python
 from simulator import load
+from simulator.reporting.summary import summary
 from simulator.simulate import simulate
-from simulator.summary import summary
 
 config = load("conf/simulate.yaml", ["cluster.num_replicas=8"])
 result = simulate(config.scenario())
@@ -16,8 +16,11 @@ Three files to open first:
 2. `replica.py`: one engine as a SimPy process, and why a thousand steps cost as much as one.
 3. `features.py`: what a step is made of, one definition for the fit and for `cost.py`, which says what it takes.
 
-Around them: `workload/` draws the traffic, `cluster.py` routes it, `metrics.py` and `summary.py` say what clients saw, `plan.py` asks
-for the smallest number of GPUs, `config.py` reads a YAML file into all of that.
+Around them: `workload/` draws the traffic, `cluster.py` and `routers/` spread it, `metrics.py` says what clients saw, `plan.py` asks for
+the smallest number of GPUs, `config.py` reads a YAML file into all of that. The folders say what else there is, and each of them which
+file to open first: `step/` and `prefix/` are the engine's inner workings, `drafts/` and `policies/` what may be added to it, `clients/`
+and `fleet/` what stands before and beneath it, `artifacts/` what was measured, `planning/`, `comparing/` and `reporting/` what is made
+of runs.
 
 Nouns are exported here; `simulate`, `plan` and `summary` are functions in the modules of their names.
 """
@@ -28,31 +31,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simulator.artifact import Artifact
+    from simulator.artifacts.artifact import Artifact
+    from simulator.artifacts.models import find
     from simulator.config import Config, load
     from simulator.cost import CostModel
     from simulator.engine import EngineConfig
     from simulator.errors import InvariantError, UserError
     from simulator.features import StepFeatures
     from simulator.metrics import judge, latencies, request_frame
-    from simulator.models import find
+    from simulator.planning.slo import Slo, Slos
     from simulator.request import RequestTable
     from simulator.simulate import Result, Scenario
-    from simulator.slo import Slo, Slos
     from simulator.workload import Barrier, ClosedLoop, OpenLoop, Workload, generate
 
 _HOME = {
-    "artifact": ("Artifact",),
+    "artifacts.artifact": ("Artifact",),
     "config": ("Config", "load"),
     "cost": ("CostModel",),
     "engine": ("EngineConfig",),
     "errors": ("InvariantError", "UserError"),
     "features": ("StepFeatures",),
     "metrics": ("judge", "latencies", "request_frame"),
-    "models": ("find",),
+    "artifacts.models": ("find",),
     "request": ("RequestTable",),
     "simulate": ("Result", "Scenario"),
-    "slo": ("Slo", "Slos"),
+    "planning.slo": ("Slo", "Slos"),
     "workload": ("Barrier", "ClosedLoop", "OpenLoop", "Workload", "generate"),
 }
 

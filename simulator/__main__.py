@@ -77,12 +77,12 @@ def main(arguments: list[str]) -> int:
 def _simulate(config: Config) -> None:
     from tqdm import tqdm
 
-    from simulator.domain import outside_domain
+    from simulator.artifacts.domain import outside_domain
+    from simulator.comparing.variants import compared, per_group, serving_share
+    from simulator.reporting.screen import run_text
+    from simulator.reporting.summary import summary
     from simulator.results import write_run
-    from simulator.screen import run_text
     from simulator.simulate import simulate
-    from simulator.summary import summary
-    from simulator.variants import compared, per_group, serving_share
 
     scenario = config.scenario()
     requests, replicas = len(scenario.workload.requests), sum(group.num_replicas for group in scenario.groups)
@@ -109,7 +109,7 @@ def _simulate(config: Config) -> None:
 
 
 def _crossover(config: Config) -> None:
-    from simulator.crossover import write_crossover
+    from simulator.drafts.crossover import write_crossover
 
     print(write_crossover(config))
 
@@ -122,15 +122,15 @@ def _plan(config: Config) -> None:
 
 
 def _choose(path: str, overrides: list[str]) -> None:
-    from simulator.choice import choose
-    from simulator.choice_report import show
+    from simulator.planning.choice import choose
+    from simulator.reporting.choice_report import show
 
     show(choose(path, overrides))
 
 
 def _compare(path: str, overrides: list[str]) -> None:
-    from simulator.compare import compare
-    from simulator.compare_report import show
+    from simulator.comparing.compare import compare
+    from simulator.comparing.report import show
 
     show(compare(path, overrides))
 

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
-from simulator.events import ARRIVAL, SAMPLE, Instant
-from simulator.policy import VLLM, Policy
+from simulator.policies.policy import VLLM, Policy
 from simulator.replica import Replica, Snapshot
 from simulator.routers import Ask, Informed, Router
-from simulator.sequence import NEVER, Sequence
 from simulator.speculation import Drafting
+from simulator.step.events import ARRIVAL, SAMPLE, Instant
+from simulator.step.sequence import NEVER, Sequence
 
 NS_PER_S = 1_000_000_000
 Process = Generator[simpy.Event, Any, None]

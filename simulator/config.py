@@ -8,26 +8,26 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from simulator.acceptance import AcceptanceSpec
-from simulator.autoscaler import Autoscaling
+from simulator.artifacts.memory import blocks_for
+from simulator.artifacts.models import engine_start_s, find
+from simulator.clients.patience import ClientConfig
 from simulator.cluster import Group
-from simulator.comparison import CompareConfig
+from simulator.comparing.comparison import CompareConfig
 from simulator.compose import compose_file
 from simulator.cost import CostModel
-from simulator.disaggregation import Disaggregation, bytes_per_block
+from simulator.drafts.acceptance import AcceptanceSpec
 from simulator.engine import EngineConfig, SpeculativeConfig
 from simulator.errors import UserError
-from simulator.memory import blocks_for
-from simulator.models import engine_start_s, find
-from simulator.outages import Outages
-from simulator.patience import ClientConfig
-from simulator.policy import VLLM, Policy
-from simulator.pools import PoolConfig
-from simulator.predictor import Predictor, foretell
+from simulator.fleet.autoscaler import Autoscaling
+from simulator.fleet.disaggregation import Disaggregation, bytes_per_block
+from simulator.fleet.outages import Outages
+from simulator.fleet.pools import PoolConfig
+from simulator.fleet.spares import Spares
+from simulator.planning.slo import Slos
+from simulator.policies.policy import VLLM, Policy
+from simulator.policies.predictor import Predictor, foretell
 from simulator.routers import PREDICTIVE, ROUTERS
 from simulator.simulate import Scenario
-from simulator.slo import Slos
-from simulator.spares import Spares
 from simulator.speculation import Acceptance
 from simulator.workload import BarrierSpec, OpenSpec, WorkloadSpec, generate, one_line
 from simulator.workload.base import Spec

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import ValidationError
 
-from simulator.artifact import Artifact, Logits, Memory, Overheads, Provenance, Regime
+from simulator.artifacts.artifact import Artifact, Logits, Memory, Overheads, Provenance, Regime
 from simulator.engine import GraphMode
 from simulator.errors import UserError
 from simulator.features import TABLED, Column, StepFeatures, Term

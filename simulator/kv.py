@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from simulator.errors import InvariantError
-from simulator.sequence import Sequence
+from simulator.step.sequence import Sequence
 
 
 class Hit(NamedTuple):
@@ -50,7 +50,7 @@ class BlockPool:
         if self.free_blocks > self.usable_blocks:
             raise InvariantError(f"{self.free_blocks - self.usable_blocks} blocks more than the pool has were given back")
 
-    # -- what differs with prefix caching: simulator/prefix_cache.py ------------------------------------------------
+    # -- what differs with prefix caching: simulator/prefix/cache.py ------------------------------------------------
 
     def lookup(self, sequence: Sequence) -> Hit:  # noqa: ARG002 - nothing is remembered here
         """What the pool still holds of a waiting sequence."""

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.attempts import Outcome
+from simulator.clients.attempts import Outcome
 from simulator.cluster import NS_PER_S
-from simulator.itl import inter_token_latency, request_itl_s
+from simulator.planning.slo import Slo, Slos
 from simulator.simulate import Result
-from simulator.slo import Slo, Slos
+from simulator.step.itl import inter_token_latency, request_itl_s
 
 if TYPE_CHECKING:
     import pandas as pd

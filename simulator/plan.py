@@ -7,15 +7,15 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
-from simulator.accuracy import accuracy_text, refusal
-from simulator.candidate import Candidate
+from simulator.artifacts.accuracy import accuracy_text, refusal
 from simulator.errors import InvariantError, NothingFitsError, UserError
-from simulator.pool import Pool
-from simulator.search import Search
-from simulator.sizing import FILLED, MOST_LIFETIMES, NS_PER_S, Demand
-from simulator.steady import Period, still_off
-from simulator.trial import Question, Trial, run_trial
-from simulator.wording import check_text, duration
+from simulator.planning.candidate import Candidate
+from simulator.planning.pool import Pool
+from simulator.planning.search import Search
+from simulator.planning.sizing import FILLED, MOST_LIFETIMES, NS_PER_S, Demand
+from simulator.planning.steady import Period, still_off
+from simulator.planning.trial import Question, Trial, run_trial
+from simulator.reporting.wording import check_text, duration
 from simulator.workload import OpenSpec
 from simulator.workload.arrivals import Ar1, Hourly, Preset
 from simulator.workload.clients import ClientsSpec

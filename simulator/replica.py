@@ -11,20 +11,20 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from simulator import occupancy
-from simulator.chunklog import ChunkLog
-from simulator.clock import EngineClock, steady_ends
 from simulator.cost import CostModel
+from simulator.drafts.chunklog import ChunkLog
+from simulator.drafts.verify import VerifyScheduler
 from simulator.engine import EngineConfig
-from simulator.events import STEP_END, Instant
 from simulator.features import StepFeatures
-from simulator.policy import VLLM, Policy
+from simulator.policies.policy import VLLM, Policy
 from simulator.scheduler import Scheduler
-from simulator.sequence import NEVER, Sequence
 from simulator.speculation import Drafting
-from simulator.steplog import StepLog
-from simulator.stepplan import StepPlan
-from simulator.verify import VerifyScheduler
+from simulator.step import occupancy
+from simulator.step.clock import EngineClock, steady_ends
+from simulator.step.events import STEP_END, Instant
+from simulator.step.sequence import NEVER, Sequence
+from simulator.step.steplog import StepLog
+from simulator.step.stepplan import StepPlan
 
 Int64 = NDArray[np.int64]
 

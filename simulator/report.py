@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simulator.candidate import GOODPUT, Candidate, Check, pooled
 from simulator.plan import Plan
-from simulator.wording import duration, plus_minus, slo_label, value_text
+from simulator.planning.candidate import GOODPUT, Candidate, Check, pooled
+from simulator.reporting.wording import duration, plus_minus, slo_label, value_text
 
 if TYPE_CHECKING:
     from simulator.config import Config
@@ -43,7 +43,7 @@ def show(config: Config, plan: Plan) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    from simulator.page import page
+    from simulator.reporting.page import page
     from simulator.results import folder, manifest, to_json, write_folder
 
     contents = manifest(config, traffic(plan))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.content import PromptContent
 from simulator.errors import UserError
+from simulator.prefix.content import PromptContent
 
 Int64 = NDArray[np.int64]
 

@@ -20,7 +20,7 @@ from simulator.config import Config
 from simulator.errors import UserError
 from simulator.metrics import request_columns
 from simulator.simulate import Result
-from simulator.steplog import ROW
+from simulator.step.steplog import ROW
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

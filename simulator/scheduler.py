@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from simulator.admission import PredictedKv
 from simulator.engine import EngineConfig
-from simulator.foresight import Foresight
 from simulator.kv import NO_HIT, BlockPool, blocks_for
-from simulator.policy import VLLM, Policy
-from simulator.preemption import LastIn, make_victim_rule
-from simulator.prefix_cache import PrefixCache
-from simulator.sequence import NEVER, Sequence
-from simulator.steplog import StepLog
-from simulator.stepplan import StepPlan
-from simulator.waiting import FcfsQueue, make_queue
+from simulator.policies.admission import PredictedKv
+from simulator.policies.policy import VLLM, Policy
+from simulator.policies.preemption import LastIn, make_victim_rule
+from simulator.prefix.cache import PrefixCache
+from simulator.step.foresight import Foresight
+from simulator.step.sequence import NEVER, Sequence
+from simulator.step.steplog import StepLog
+from simulator.step.stepplan import StepPlan
+from simulator.step.waiting import FcfsQueue, make_queue
 
 
 class Scheduler(Foresight):

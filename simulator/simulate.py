@@ -10,24 +10,24 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from simulator.attempts import Attempts
-from simulator.autoscaler import Autoscaler, Autoscaling
-from simulator.clients import Clients
+from simulator.clients.attempts import Attempts
+from simulator.clients.clients import Clients
+from simulator.clients.impatience import ImpatientClients
+from simulator.clients.patience import ClientConfig
 from simulator.cluster import NS_PER_S, Cluster, Group, Timeline
 from simulator.cost import CostModel
-from simulator.disaggregation import Disaggregation, SplitCluster
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
-from simulator.fleet import Fleet
-from simulator.impatience import ImpatientClients
-from simulator.outages import Outages, happen
-from simulator.patience import ClientConfig
-from simulator.policy import VLLM, Policy
+from simulator.fleet.autoscaler import Autoscaler, Autoscaling
+from simulator.fleet.disaggregation import Disaggregation, SplitCluster
+from simulator.fleet.fleet import Fleet
+from simulator.fleet.outages import Outages, happen
+from simulator.policies.policy import VLLM, Policy
 from simulator.request import RequestTable
 from simulator.routers import TOKEN_COUNTING, make_router
-from simulator.sequence import NEVER
 from simulator.speculation import Acceptance, Drafting
-from simulator.steplog import StepLog
+from simulator.step.sequence import NEVER
+from simulator.step.steplog import StepLog
 from simulator.workload import Sessions, Workload
 
 Int64 = NDArray[np.int64]

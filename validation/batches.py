@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.clock import EngineClock
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.features import StepFeatures
 from simulator.request import RequestTable
+from simulator.step.clock import EngineClock
 from simulator.workload.base import NS_PER_S
 
 Float64 = NDArray[np.float64]

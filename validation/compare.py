@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.itl import inter_token_latency
+from simulator.step.itl import inter_token_latency
 from simulator.workload.base import NS_PER_S
 from validation.intervals import STATISTICS, Interval, intervals
 from validation.measured import at_times, measured_requests, measured_steps

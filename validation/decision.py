@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from simulator.config import Config
 from simulator.errors import UserError
-from simulator.sizing import Demand
+from simulator.planning.sizing import Demand
 from simulator.workload import generate
 from simulator.workload.base import Spec
 from validation.intervals import CONFIDENCE

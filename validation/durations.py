@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.artifact import Overheads
+from simulator.artifacts.artifact import Overheads
 from simulator.cost import CostModel
 from simulator.features import StepFeatures
 from simulator.simulate import Result, simulate

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from simulator.errors import UserError
-from simulator.page import CONFIG, STYLE
+from simulator.reporting.page import CONFIG, STYLE
 from validation.judged import Judged, cells, header, legend
 from validation.sheet import sheet
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from simulator.config import Config
 from simulator.errors import UserError
+from simulator.planning.sizing import Demand
+from simulator.planning.slo import Slo
+from simulator.planning.underway import begin
 from simulator.simulate import Scenario, simulate
-from simulator.sizing import Demand
-from simulator.slo import Slo
-from simulator.underway import begin
 from simulator.workload import OpenSpec, Workload, generate
 from simulator.workload.base import NS_PER_S
 from validation.intervals import resampled

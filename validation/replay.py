@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from simulator.artifact import Artifact, Logits, Memory
+from simulator.artifacts.artifact import Artifact, Logits, Memory
+from simulator.artifacts.memory import num_gpu_blocks
+from simulator.artifacts.models import MODELS, find
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig, SpeculativeConfig
 from simulator.errors import UserError
-from simulator.itl import request_itl_s
-from simulator.memory import num_gpu_blocks
-from simulator.models import MODELS, find
 from simulator.request import RequestTable
 from simulator.simulate import Result, Scenario, simulate
 from simulator.speculation import Acceptance
+from simulator.step.itl import request_itl_s
 from simulator.workload import OpenLoop, Workload, read_meta, read_trace
 from simulator.workload.base import NS_PER_S
 from validation.intervals import STATISTICS, statistics

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.charts import ANSWER, FEWER, GRID, INK
+from simulator.reporting.charts import ANSWER, FEWER, GRID, INK
 from simulator.workload.base import NS_PER_S
 from validation.compare import Comparison
 from validation.measured import at_times

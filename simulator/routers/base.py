@@ -8,7 +8,7 @@ from zlib import crc32
 
 import numpy as np
 
-from simulator.sequence import Sequence
+from simulator.step.sequence import Sequence
 
 
 class Ask(NamedTuple):

@@ -9,8 +9,8 @@ from zlib import crc32
 import numpy as np
 from pydantic import Field
 
-from simulator.content import NOBODY, PromptContent
 from simulator.errors import UserError
+from simulator.prefix.content import NOBODY, PromptContent
 from simulator.request import RequestTable
 from simulator.workload.arrivals import MOST_REQUESTS, Arrivals, arrivals_s, describe_arrivals
 from simulator.workload.base import NS_PER_S, Float64, Int64, Spec

@@ -8,7 +8,7 @@ from math import sqrt
 import numpy as np
 from pydantic import Field
 
-from simulator.content import NOBODY, PromptContent
+from simulator.prefix.content import NOBODY, PromptContent
 from simulator.request import RequestTable
 from simulator.workload.base import Int64, Spec, stream
 from simulator.workload.lengths import Scores

@@ -13,8 +13,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from simulator.content import PromptContent
 from simulator.errors import UserError
+from simulator.prefix.content import PromptContent
 from simulator.request import RequestTable
 from simulator.workload.base import NS_PER_S, Float64, suggest
 from simulator.workload.catalogue import DATA

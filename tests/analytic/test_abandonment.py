@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from simulator.attempts import Outcome
+from simulator.clients.attempts import Outcome
+from simulator.clients.patience import ClientConfig, Patience, Retry
+from simulator.clients.ratelimit import TokenBucket
 from simulator.cost import CostModel
-from simulator.patience import ClientConfig, Patience, Retry
-from simulator.ratelimit import TokenBucket
+from simulator.reporting.summary import summary
 from simulator.simulate import NS_PER_S, Result, Scenario, simulate
-from simulator.summary import summary
 from tests.support.queues import STEP_NS, Interval, engine, poisson_workload
 
 MEAN_TOKENS = 500

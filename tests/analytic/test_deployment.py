@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.autoscaler import Autoscaling
+from simulator.clients.patience import ClientConfig
+from simulator.comparing.variants import mean_replicas, peak_replicas, per_group, serving_share
 from simulator.cost import CostModel
-from simulator.disaggregation import Disaggregation, bytes_per_block
-from simulator.outages import Failure, Outages, RandomFailures, RollingDeploy
-from simulator.patience import ClientConfig
+from simulator.fleet.autoscaler import Autoscaling
+from simulator.fleet.disaggregation import Disaggregation, bytes_per_block
+from simulator.fleet.outages import Failure, Outages, RandomFailures, RollingDeploy
+from simulator.fleet.spares import Spares
 from simulator.request import RequestTable
 from simulator.simulate import NS_PER_S, Scenario, simulate
-from simulator.spares import Spares
-from simulator.variants import mean_replicas, peak_replicas, per_group, serving_share
 from simulator.workload import OpenLoop, Workload
 from tests.support.cases import cost_model
 from tests.support.queues import Interval, engine

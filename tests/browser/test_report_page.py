@@ -9,10 +9,10 @@ import pytest
 
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
-from simulator.page import page as html_of
 from simulator.plan import answer
-from simulator.slo import Slos
-from simulator.trial import Question
+from simulator.planning.slo import Slos
+from simulator.planning.trial import Question
+from simulator.reporting.page import page as html_of
 from simulator.workload import validate
 
 if TYPE_CHECKING:

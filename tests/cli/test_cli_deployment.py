@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from simulator.__main__ import main
+from simulator.artifacts.models import engine_start_s
 from simulator.errors import UserError
-from simulator.models import engine_start_s
 
 ROOT = Path(__file__).parents[2]
 

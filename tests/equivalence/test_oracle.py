@@ -10,7 +10,7 @@ import pytest
 
 from simulator.scheduler import Scheduler
 from simulator.simulate import Result, Scenario, simulate
-from simulator.stepplan import StepPlan
+from simulator.step.stepplan import StepPlan
 from simulator.workload import OpenLoop, Workload
 from tests.reference.plain_engine import PlainEngine, Step
 from tests.support.cases import random_case

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from simulator.patience import ClientConfig
+from simulator.clients.patience import ClientConfig
 from simulator.simulate import Result, Scenario, simulate
 from simulator.workload import OpenLoop, Workload
 from tests.reference.plain_engine import PlainEngine

@@ -9,7 +9,7 @@ import pytest
 
 from simulator.scheduler import Scheduler
 from simulator.simulate import Result, Scenario, simulate
-from simulator.stepplan import StepPlan
+from simulator.step.stepplan import StepPlan
 from simulator.workload import OpenLoop, Sessions, Workload
 from tests.equivalence.test_oracle import SAMPLE_S, Recorder, assert_same, decision
 from tests.equivalence.test_stride import assert_same as assert_equal

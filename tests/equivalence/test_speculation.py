@@ -9,9 +9,9 @@ from functools import cache
 import numpy as np
 import pytest
 
+from simulator.drafts.verify import VerifyScheduler
 from simulator.simulate import Result, Scenario, simulate
 from simulator.speculation import Drafting
-from simulator.verify import VerifyScheduler
 from simulator.workload import OpenLoop, Workload
 from tests.equivalence.test_oracle import Recorder, assert_same_timeline, decision, step_ends
 from tests.reference.plain_engine import PlainEngine

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from simulator.attempts import Outcome
+from simulator.clients.attempts import Outcome
 from simulator.simulate import Result, simulate
 from tests.support.digest import digest
 from tests.support.impatient import impatient_scenario

@@ -18,12 +18,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import simulator
-from simulator.admission import PredictedKv
 from simulator.kv import blocks_for
+from simulator.policies.admission import PredictedKv
 from simulator.routers import ROUTERS, Ask, Informed, make_router
 from simulator.scheduler import Scheduler
 from simulator.simulate import NS_PER_S, Result, Scenario, simulate
-from simulator.stepplan import StepPlan
+from simulator.step.stepplan import StepPlan
 from simulator.workload import OpenLoop, Workload
 from tests.support.cases import cost_model
 from tests.support.digest import digest
@@ -298,8 +298,17 @@ def test_law_10c_a_router_sees_loads_alone(name: str) -> None:
     assert chosen == CHOICES[name]
 
 
-ENGINE_MODULES = ["waiting.py", "kv.py", "prefix_cache.py", "content.py", "decode.py", "clock.py", "replica.py", "engine.py"]
-POLICY_MODULES = ["policy.py", "preemption.py", "admission.py", "occupancy.py"]
+ENGINE_MODULES = [
+    "step/waiting.py",
+    "kv.py",
+    "prefix/cache.py",
+    "prefix/content.py",
+    "step/decode.py",
+    "step/clock.py",
+    "replica.py",
+    "engine.py",
+]
+POLICY_MODULES = ["policies/policy.py", "policies/preemption.py", "policies/admission.py", "step/occupancy.py"]
 ROUTER_MODULES = [f"routers/{path.name}" for path in sorted((SOURCE / "routers").glob("*.py"))]
 
 
@@ -323,5 +332,5 @@ def test_law_10d_lengths_to_come_are_unknown_to(module: str) -> None:
 def test_law_10e_the_scheduler_reads_them_in_its_bookkeeping_alone() -> None:
     # What was emitted in steps already planned, and in which step a sequence will turn out to be finished.
     assert readers_of_lengths("scheduler.py") == {"_preempt", "_fall_behind", "_finish"}
-    assert readers_of_lengths("foresight.py") == {"_foresee_finish"}
-    assert readers_of_lengths("sequence.py") == {"__init__", "sure_to_finish"}
+    assert readers_of_lengths("step/foresight.py") == {"_foresee_finish"}
+    assert readers_of_lengths("step/sequence.py") == {"__init__", "sure_to_finish"}

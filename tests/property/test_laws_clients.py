@@ -8,13 +8,13 @@ import numpy as np
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from simulator.attempts import Outcome
+from simulator.clients.attempts import Outcome
 from simulator.metrics import latencies, within_limits
+from simulator.planning.slo import Slos
+from simulator.reporting.summary import summary
 from simulator.scheduler import Scheduler
 from simulator.simulate import Result, Scenario, simulate
-from simulator.slo import Slos
-from simulator.stepplan import StepPlan
-from simulator.summary import summary
+from simulator.step.stepplan import StepPlan
 from tests.support.digest import digest
 from tests.support.impatient import impatient_scenario
 from tests.support.watch import simulate_watched

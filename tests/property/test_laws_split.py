@@ -8,11 +8,11 @@ import numpy as np
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from simulator.attempts import Outcome
+from simulator.clients.attempts import Outcome
 from simulator.kv import blocks_for
 from simulator.scheduler import Scheduler
 from simulator.simulate import Scenario, simulate
-from simulator.stepplan import StepPlan
+from simulator.step.stepplan import StepPlan
 from tests.support.fleets import split_scenario
 from tests.support.watch import simulate_watched
 

@@ -1,4 +1,4 @@
-"""vLLM's pool of KV blocks with prefix caching, every block and every token spelled out. The oracle of `simulator.prefix_cache`.
+"""vLLM's pool of KV blocks with prefix caching, every block and every token spelled out. The oracle of `simulator.prefix.cache`.
 
 Written from vLLM 0.26 `v1/core/` (`block_pool.py`, `kv_cache_manager.py`, `single_type_kv_cache_manager.py`), with their names.
 It shares no code with the simulator, only the table of requests.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.features import StepFeatures
-from simulator.policy import VLLM, Policy
+from simulator.policies.policy import VLLM, Policy
 from simulator.request import RequestTable
 from simulator.speculation import Drafting
 from tests.reference.plain_cache import PlainCache, spell_out

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from simulator.artifact import Overheads, Regime
+from simulator.artifacts.artifact import Overheads, Regime
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.request import RequestTable

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from simulator.autoscaler import Autoscaling
 from simulator.cluster import Group
 from simulator.cost import CostModel
-from simulator.disaggregation import Disaggregation
-from simulator.outages import Drain, Failure, Outages, RandomFailures, RollingDeploy
+from simulator.fleet.autoscaler import Autoscaling
+from simulator.fleet.disaggregation import Disaggregation
+from simulator.fleet.outages import Drain, Failure, Outages, RandomFailures, RollingDeploy
 from simulator.simulate import Scenario
 from tests.support.cases import random_cost
 from tests.support.impatient import impatient_scenario

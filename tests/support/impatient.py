@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from simulator.patience import ClientConfig, Patience, Retry
-from simulator.ratelimit import MaxOutstanding, TokenBucket
+from simulator.clients.patience import ClientConfig, Patience, Retry
+from simulator.clients.ratelimit import MaxOutstanding, TokenBucket
 from simulator.simulate import Scenario
 from tests.support.services import random_scenario
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from simulator.content import PromptContent
 from simulator.engine import EngineConfig
+from simulator.prefix.content import PromptContent
 from simulator.request import RequestTable
 from simulator.simulate import Scenario
 from simulator.workload import Workload, generate, validate

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from simulator.engine import EngineConfig
-from simulator.policy import Policy
+from simulator.policies.policy import Policy
 from simulator.request import RequestTable
 from simulator.routers import ROUTERS
 from simulator.simulate import Scenario

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
+from simulator.drafts.verify import VerifyScheduler
 from simulator.scheduler import Scheduler
-from simulator.sequence import Sequence
 from simulator.simulate import Result, Scenario, simulate
-from simulator.stepplan import StepPlan
-from simulator.verify import VerifyScheduler
+from simulator.step.sequence import Sequence
+from simulator.step.stepplan import StepPlan
 
 
 def simulate_watched(

@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from simulator.accuracy import PATH, change, mean_score, refusal, scores
-from simulator.choice import Choice, candidates, choose
-from simulator.choice_report import page, summary, table, text
+from simulator.artifacts.accuracy import PATH, change, mean_score, refusal, scores
+from simulator.artifacts.models import artifacts
 from simulator.config import Config, load
 from simulator.errors import UserError
-from simulator.models import artifacts
 from simulator.plan import plan
+from simulator.planning.choice import Choice, candidates, choose
+from simulator.reporting.choice_report import page, summary, table, text
 from simulator.results import to_json
 from validation.study.tables import TABLES, accuracies
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulator.chunklog import ChunkLog
-from simulator.itl import inter_token_latency, request_itl_s
+from simulator.drafts.chunklog import ChunkLog
+from simulator.reporting.summary import summary
 from simulator.simulate import NS_PER_S, simulate
-from simulator.summary import summary
+from simulator.step.itl import inter_token_latency, request_itl_s
 from tests.equivalence.test_speculation import plain_run, run
 from tests.support.services import random_speculative_scenario
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from simulator.attempts import Outcome
+from simulator.clients.attempts import Outcome
+from simulator.clients.patience import ClientConfig, Patience, Retry
+from simulator.clients.ratelimit import MaxOutstanding, TokenBucket, make_limiter
 from simulator.cost import CostModel
 from simulator.metrics import latencies, request_columns
-from simulator.patience import ClientConfig, Patience, Retry
-from simulator.ratelimit import MaxOutstanding, TokenBucket, make_limiter
+from simulator.reporting.summary import summary
 from simulator.request import RequestTable
 from simulator.simulate import Result, Scenario, simulate
-from simulator.summary import summary
 from simulator.workload import ClosedLoop, OpenLoop, Workload
 from tests.support.queues import engine
 

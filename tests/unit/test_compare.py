@@ -10,15 +10,15 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from simulator.compare import Comparison, compare
-from simulator.compare_page import page
-from simulator.compare_report import summary, table, text
+from simulator.comparing.compare import Comparison, compare
+from simulator.comparing.page import page
+from simulator.comparing.quantity import QUANTITIES, quantity
+from simulator.comparing.report import summary, table, text
+from simulator.comparing.verdict import Claim, verdict
 from simulator.compose import merged
 from simulator.errors import UserError
-from simulator.interval import Interval
-from simulator.quantity import QUANTITIES, quantity
+from simulator.planning.interval import Interval
 from simulator.results import to_json
-from simulator.verdict import Claim, verdict
 
 OWN = """
 defaults: [{model: r1-distill-qwen-7b}, {gpu: h100-sxm}, {opt: none}, {workload: gsm8k}, {slo: interactive}, _self_]

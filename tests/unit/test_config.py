@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from simulator.artifacts.models import MODELS
 from simulator.compose import CONF
 from simulator.config import Config, load
 from simulator.errors import UserError
-from simulator.models import MODELS
 
 ARTIFACT = MODELS / "h100-sxm" / "r1-distill-qwen-7b" / "bf16-kv_auto-tp1.json"
 SIMULATE = CONF / "simulate.yaml"

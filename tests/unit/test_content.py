@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.content import Contents, PromptContent
 from simulator.errors import UserError
+from simulator.prefix.content import Contents, PromptContent
 from simulator.request import RequestTable
 from simulator.workload import read_trace
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.artifact import Artifact
+from simulator.artifacts.artifact import Artifact
 from simulator.cost import CostModel
 from simulator.engine import GraphMode
 from simulator.errors import UserError

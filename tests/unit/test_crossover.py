@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from simulator.__main__ import main
+from simulator.artifacts.models import MODELS
 from simulator.compose import CONF
 from simulator.config import load
 from simulator.cost import CostModel
-from simulator.crossover import Crossover, crossover, crossover_chart, crossover_of, verdict
+from simulator.drafts.crossover import Crossover, crossover, crossover_chart, crossover_of, verdict
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
-from simulator.models import MODELS
 from simulator.plan import plan
+from simulator.planning.sizing import Demand
 from simulator.report import facts
 from simulator.request import RequestTable
 from simulator.simulate import simulate
-from simulator.sizing import Demand
 from tests.support.cases import cost_model
 
 WEIGHTS_NS, TOKEN_NS, DRAFT_NS = 10_000_000, 20_000, 3_000_000

@@ -9,7 +9,7 @@ import pytest
 
 from profiler.distance import distance, main
 from profiler.raw import Raw
-from simulator.models import MODELS
+from simulator.artifacts.models import MODELS
 
 OWNER = MODELS / "h100-sxm" / "r1-distill-qwen-7b" / "bf16-kv_auto-tp1.json"
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from simulator.artifacts.domain import outside_domain
 from simulator.cost import CostModel
-from simulator.domain import outside_domain
 from simulator.engine import EngineConfig
 from simulator.request import RequestTable
 from simulator.simulate import Scenario, simulate
-from simulator.steplog import ROW
+from simulator.step.steplog import ROW
 from simulator.workload import OpenLoop, Workload
 
 LIMITS = {"prefill_seqs": 1, "prefill_tokens": 40, "decode_seqs": 6, "decode_context_tokens": 900, "decode_context_max_tokens": 230}

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from profiler.export import artifact_json, error_table, export, schema_json
-from simulator.artifact import Artifact
+from simulator.artifacts.artifact import Artifact
+from simulator.artifacts.models import MODELS, aliases, artifacts, find
 from simulator.cost import CostModel
 from simulator.errors import UserError
-from simulator.models import MODELS, aliases, artifacts, find
 
 OWNER = MODELS / "h100-sxm" / "r1-distill-qwen-7b" / "bf16-kv_auto-tp1.json"
 

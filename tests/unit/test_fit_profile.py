@@ -10,12 +10,12 @@ import pytest
 from profiler.fit_profile import after_of, fit_profile, main
 from profiler.profiled import LONG_PROMPT_TOKENS, from_raw
 from profiler.raw import Raw
-from simulator.artifact import Artifact
+from simulator.artifacts.artifact import Artifact
+from simulator.artifacts.models import MODELS, artifacts
 from simulator.cost import CostModel
 from simulator.engine import GraphMode
 from simulator.errors import UserError
 from simulator.features import StepFeatures
-from simulator.models import MODELS, artifacts
 
 ENGINE = {
     "name": "vllm", "version": "0.26.0", "max_model_len": 32768, "max_num_batched_tokens": 8192, "max_num_seqs": 1024, "block_size": 16,

@@ -17,12 +17,12 @@ from profiler.fit_trace import fit_trace, main
 from profiler.overheads import ingress, overheads
 from profiler.steps import as_matrix, busy_steps, replay
 from profiler.trace import read_trace
-from simulator.artifact import Artifact
+from simulator.artifacts.artifact import Artifact
+from simulator.artifacts.models import find
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig, GraphMode
 from simulator.errors import UserError
 from simulator.features import StepFeatures
-from simulator.models import find
 
 BUDGET = 8192
 META = {

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from simulator.artifact import Memory
+from simulator.artifacts.artifact import Memory
+from simulator.artifacts.memory import num_gpu_blocks
+from simulator.artifacts.models import artifacts
 from simulator.compose import CONF
 from simulator.config import load
 from simulator.cost import CostModel
 from simulator.errors import UserError
-from simulator.memory import num_gpu_blocks
-from simulator.models import artifacts
 
 GIB = 2**30
 PARTS = {

@@ -10,7 +10,6 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from simulator import itl as itl_module
 from simulator.cluster import NS_PER_S
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
@@ -24,11 +23,12 @@ from simulator.metrics import (
     request_frame,
     within_limits,
 )
+from simulator.planning.slo import Slos
+from simulator.reporting.summary import PERCENTILES as SHOWN
+from simulator.reporting.summary import stragglers, summary
 from simulator.request import RequestTable
 from simulator.simulate import Result, Scenario, simulate
-from simulator.slo import Slos
-from simulator.summary import PERCENTILES as SHOWN
-from simulator.summary import stragglers, summary
+from simulator.step import itl as itl_module
 from simulator.workload import Barrier, OpenLoop, Workload
 
 PERCENTILES = (1.0, 50.0, 90.0, 99.0, 99.9)

@@ -8,19 +8,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from simulator.candidate import Candidate, pooled
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
 from simulator.metrics import Latency, SloOutcome
 from simulator.plan import Plan, answer
-from simulator.pool import Pool
+from simulator.planning.candidate import Candidate, pooled
+from simulator.planning.pool import Pool
+from simulator.planning.search import Search
+from simulator.planning.sizing import Demand
+from simulator.planning.slo import Slos
+from simulator.planning.steady import Period
+from simulator.planning.trial import Question, Trial, run_trial
 from simulator.report import summary, text
-from simulator.search import Search
-from simulator.sizing import Demand
-from simulator.slo import Slos
-from simulator.steady import Period
-from simulator.trial import Question, Trial, run_trial
 from simulator.workload import validate
 
 OUTPUT_TOKENS = 100

@@ -10,9 +10,9 @@ from scipy import stats
 
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
+from simulator.planning.sizing import FILLED, Demand
+from simulator.planning.steady import Estimate, Period, growth, settling_s, still_off
 from simulator.request import RequestTable
-from simulator.sizing import FILLED, Demand
-from simulator.steady import Estimate, Period, growth, settling_s, still_off
 
 
 @pytest.fixture

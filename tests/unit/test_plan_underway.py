@@ -7,10 +7,10 @@ import pytest
 
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
+from simulator.planning.sizing import Demand
+from simulator.planning.underway import begin
 from simulator.request import RequestTable
 from simulator.simulate import Scenario, simulate
-from simulator.sizing import Demand
-from simulator.underway import begin
 from simulator.workload import OpenLoop, Workload
 
 NS = 1_000_000_000

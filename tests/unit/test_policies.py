@@ -11,8 +11,8 @@ import pytest
 from simulator.config import load
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
-from simulator.fairness import fairness, slowdowns
-from simulator.policy import Policy
+from simulator.policies.fairness import fairness, slowdowns
+from simulator.policies.policy import Policy
 from simulator.request import RequestTable
 from simulator.simulate import Result, Scenario, simulate
 from simulator.workload import Workload

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from simulator.predictor import ByDataSet, Noisy, Perfect, expected_tokens, foretell, prediction_error
-from simulator.sequence import Sequence
+from simulator.policies.predictor import ByDataSet, Noisy, Perfect, expected_tokens, foretell, prediction_error
+from simulator.step.sequence import Sequence
 from simulator.workload import Workload, generate, validate
 
 LENGTHS = {"kind": "catalogue", "max_tokens": 8192}

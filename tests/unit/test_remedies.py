@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from simulator.compare import Comparison, compare
-from simulator.compare_report import text
-from simulator.compare_wide import what_pays, wide_table
+from simulator.comparing.compare import Comparison, compare
+from simulator.comparing.report import text
+from simulator.comparing.wide import what_pays, wide_table
 from simulator.compose import CONF
 
 TABLES = sorted((CONF / "remedy").glob("*.yaml"))

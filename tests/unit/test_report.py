@@ -8,12 +8,12 @@ import pytest
 
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
-from simulator.page import page
 from simulator.plan import Plan, answer
+from simulator.planning.slo import Slos
+from simulator.planning.trial import Question
 from simulator.report import WIDTH, summary, text
-from simulator.slo import Slos
-from simulator.trial import Question
-from simulator.wording import duration, plus_minus, slo_label
+from simulator.reporting.page import page
+from simulator.reporting.wording import duration, plus_minus, slo_label
 from simulator.workload import validate
 
 LENGTHS = {"kind": "custom", "prompt": {"kind": "constant", "value": 16}, "output": {"kind": "lognormal", "mu": 4.5, "sigma": 0.4}}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from simulator.acceptance import AcceptanceSpec, published
+from simulator.drafts.acceptance import AcceptanceSpec, published
 from simulator.engine import EngineConfig, GraphMode, SpeculativeConfig
 from simulator.errors import UserError
 from simulator.speculation import Acceptance, Drafting, Drafts

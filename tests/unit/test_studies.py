@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from simulator.compare import compare
-from simulator.compare_report import text
+from simulator.comparing.compare import compare
+from simulator.comparing.report import text
+from simulator.comparing.verdict import Claim
 from simulator.compose import CONF
 from simulator.config import load
-from simulator.verdict import Claim
 from validation.study.tables import TABLES
 
 STUDIES = sorted((CONF / "study").glob("*.yaml"))

@@ -15,9 +15,9 @@ import pytest
 
 from profiler.export import export
 from profiler.fit_trace import fit_trace
+from simulator.artifacts.models import find
 from simulator.cost import CostModel
 from simulator.errors import UserError
-from simulator.models import find
 from validation.__main__ import TRACES, Settings, main
 from validation.compare import compare, relative
 from validation.replay import TRACE_FILES, Recording, Replay, quantiles, replay, tpot, write_prediction

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from simulator.artifact import Artifact
-from simulator.models import MODELS
+from simulator.artifacts.artifact import Artifact
+from simulator.artifacts.models import MODELS
 from validation.__main__ import TRACES
 from validation.compare import compare
 from validation.judged import IN_SAMPLE, Judged, cells

@@ -13,7 +13,7 @@ from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.request import RequestTable
 from simulator.simulate import Result, Scenario, simulate
-from simulator.steplog import ROW
+from simulator.step.steplog import ROW
 from simulator.workload import OpenLoop, Workload
 from validation.__main__ import TRACES
 from validation.batches import batch_errors

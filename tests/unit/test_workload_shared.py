@@ -9,8 +9,8 @@ import pytest
 
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
+from simulator.reporting.summary import summary
 from simulator.simulate import Result, Scenario, simulate
-from simulator.summary import summary
 from simulator.workload import Sessions, Workload, generate, validate
 
 LENGTHS = {

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from simulator.content import NOBODY
 from simulator.engine import EngineConfig
+from simulator.prefix.content import NOBODY
 from simulator.speculation import Acceptance, Drafting
 
 Version = Literal["0.26", "0.32"]
@@ -26,7 +26,7 @@ class Arrival(NamedTuple):
     max_tokens: int
     priority: int
     segments: tuple[tuple[int, int], ...] = ()
-    """(content id, tokens) of what others may have, too (`simulator.content`)."""
+    """(content id, tokens) of what others may have, too (`simulator.prefix.content`)."""
     answer_id: int = NOBODY
     follows: int | None = None
     """The row whose answer the prompt repeats: the request is not seen before that one is finished."""

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.chunklog import ChunkLog
-from simulator.content import Contents, PromptContent
+from simulator.drafts.chunklog import ChunkLog
+from simulator.drafts.verify import VerifyScheduler
+from simulator.drafts.verifyplan import VerifyPlan
+from simulator.prefix.content import Contents, PromptContent
 from simulator.scheduler import Scheduler
-from simulator.sequence import NEVER, Sequence
-from simulator.steplog import StepLog
-from simulator.stepplan import StepPlan
-from simulator.verify import VerifyScheduler
-from simulator.verifyplan import VerifyPlan
+from simulator.step.sequence import NEVER, Sequence
+from simulator.step.steplog import StepLog
+from simulator.step.stepplan import StepPlan
 from validation.conformance.cases import Case, Inbox
 
 

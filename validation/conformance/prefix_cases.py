@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from simulator.content import NOBODY
 from simulator.engine import EngineConfig
+from simulator.prefix.content import NOBODY
 from validation.conformance.cases import Arrival, Case, Version, random_options
 
 LONGEST_PROMPT = 200

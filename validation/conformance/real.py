@@ -24,8 +24,8 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
 
-from simulator.content import NOBODY
 from simulator.engine import EngineConfig
+from simulator.prefix.content import NOBODY
 from validation.conformance.cases import Arrival, Case, Inbox
 from validation.conformance.decisions import Decision, probed, shared_heads
 from validation.conformance.draft_kinds import DraftKinds

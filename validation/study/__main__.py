@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulator.accuracy import PATH
+from simulator.artifacts.accuracy import PATH
 from validation.study.tables import accuracies
 
 if __name__ == "__main__":

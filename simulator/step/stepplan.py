@@ -1,0 +1,61 @@
+"""The batch of one step."""
+
+from __future__ import annotations
+
+from simulator.engine import EngineConfig
+from simulator.features import StepFeatures
+from simulator.step.sequence import NEVER, Sequence
+
+
+class StepPlan:
+    """The batch of one step, fixed when it was scheduled."""
+
+    __slots__ = (
+        "admitted",
+        "chunks",
+        "completing",
+        "decode_seqs",
+        "epoch",
+        "gpu_end_ns",
+        "intercept_max",
+        "intercept_sum",
+        "preempted",
+        "prefill_tokens",
+        "step",
+        "verify_tokens",
+    )
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.chunks: list[tuple[Sequence, int, int]] = []
+        """(sequence, tokens, end position) of each piece of a prompt."""
+        self.completing: list[Sequence] = []
+        """Sequences whose last chunk is in the step: they emit a token."""
+        self.admitted: list[Sequence] = []
+        self.preempted: list[Sequence] = []
+        self.prefill_tokens = 0
+        self.decode_seqs = 0
+        self.verify_tokens = 0
+        self.intercept_sum = 0
+        self.intercept_max = 0
+        self.epoch = NEVER
+        """Epoch of the decode batch if the step is a steady decode, which the next step would repeat; else NEVER."""
+        self.gpu_end_ns = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the batch before padding."""
+        return self.decode_seqs + self.prefill_tokens
+
+    def features(self, engine: EngineConfig) -> StepFeatures:
+        """The composition of the step, for the cost model."""
+        decodes, step = self.decode_seqs, self.step
+        context, longest = self.intercept_sum + decodes * step, self.intercept_max + step
+        if not self.chunks:
+            padded, mode = engine.graphs.pad(decodes, True)
+            return StepFeatures(0, 0, 0, 0, decodes, context, longest, 0, padded, mode)
+        tokens = self.prefill_tokens
+        padded, mode = engine.graphs.pad(tokens + decodes, tokens == len(self.chunks))
+        ends = sum(end for _, _, end in self.chunks)
+        attention = sum(n * end - n * (n - 1) // 2 for _, n, end in self.chunks)
+        return StepFeatures(len(self.chunks), tokens, ends, attention, decodes, context, longest if decodes else 0, 0, padded, mode)
