@@ -1,11 +1,12 @@
 """`python -m profiler.fit_profile profile=FOLDER`: a cost model from a profile.
 
-Usage: python -m profiler.fit_profile profile=FOLDER [after=FOLDER] [trace=FOLDER] [models=FOLDER]
+Usage: python -m profiler.fit_profile profile=FOLDER [after=FOLDER] [service=FOLDER] [models=FOLDER]
 
   profile  what `python -m profiler` wrote: profile.json and steps.csv.gz; or an artifact with its measurements beside it
   after    another profile, or artifact with its measurements: of this, the sampler and the product with the vocabulary, where the profile
            did not time them apart; of the same width, vocabulary, GPU and tensor parallel size
-  trace    a measured trace, for a request's way from and to the client, which a profile has not: of this, and only this
+  service  calibrations: how much longer launches take in service, and a request's ways from and to the client (profiler/service.py;
+           default: those that lie below models/ for this GPU, or that the artifact names, if there are any)
   models   where <gpu>/<model>/<weights>-kv_<dtype>-tp<n>[-<method>-k<K>].json is written, its measurements beside it (default: the
            models that this project ships), and <gpu>/aliases.json: the models of conf/model that share a measured one's shape
 
@@ -28,11 +29,9 @@ from profiler.gpu_time import fit_gpu_time
 from profiler.judge import error_rows, residuals
 from profiler.launch_time import launch_regimes
 from profiler.options import aliases
-from profiler.overheads import client_ways
 from profiler.profiled import Profiled, from_raw
 from profiler.raw import Raw
-from profiler.steps import replay
-from profiler.trace import read_trace
+from profiler.service import SERVICE, Service, read_service
 from simulator.artifacts.artifact import Artifact, Measurement, Memory, MemoryParts, Overheads, Provenance, Regime
 from simulator.artifacts.models import MODELS, artifact_name
 from simulator.cost import CostModel
@@ -40,16 +39,17 @@ from simulator.errors import UserError
 from simulator.features import StepFeatures
 
 
-def fit_profile(raw: Raw, trace: Path | None = None, after: Raw | None = None) -> tuple[Artifact, str]:
+def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None, models: Path = MODELS) -> tuple[Artifact, str]:
     """The cost model fitted to a profile, and a report of its errors.
 
     Args:
         raw: the profile's measurements.
-        trace: a measured trace, of which the requests' ways from and to the client are taken.
+        service: the calibrations whose launches and ways from and to the client count; none: launches as profiled, no ways.
         after: the profile whose sampler and product with the vocabulary count, where `raw` did not time them apart.
+        models: where the calibrated engines' profiles lie.
 
     Raises:
-        UserError: the profile has no steps to fit, or the trace is unreadable.
+        UserError: the profile has no steps to fit, or a calibration is unreadable.
     """
     profile = from_raw(raw, after)
     meta, engine, known = profile.meta, profile.meta["engine"], profile.gpu_known
@@ -57,7 +57,7 @@ def fit_profile(raw: Raw, trace: Path | None = None, after: Raw | None = None) -
         raise UserError("profile: no step was seen without gaps on the GPU; measure more points")
     model = fit_gpu_time(known)
     predicted = model.predict(known.matrix)
-    overheads, ways = _overheads(trace)
+    in_service = Service({}, Overheads()) if service is None else read_service(service, models)
     speculative = meta.get("speculative")
     artifact = Artifact(
         format_version=1,
@@ -68,9 +68,9 @@ def fit_profile(raw: Raw, trace: Path | None = None, after: Raw | None = None) -
         tensor_parallel_size=meta["tensor_parallel_size"],
         engine=f"{engine['name']} {engine['version']}",
         memory=_memory(meta),
-        step=_regimes(model, profile),
+        step=_regimes(model, profile, in_service.launch_ratio),
         sampling=profile.sampling.regimes() if profile.sampling else {},
-        overheads=overheads,
+        overheads=in_service.overheads,
         domain=feature_domain(known.features(), [name for name in StepFeatures._fields if name != "graph_mode"]),
         error=error_rows(known, predicted),
         residuals=residuals(known, predicted),
@@ -80,7 +80,8 @@ def fit_profile(raw: Raw, trace: Path | None = None, after: Raw | None = None) -
             source=f"profile of {meta.get('written', 'unknown time')}",
             sha256=profile.sha256,
             fitted_by="profiler.fit_profile",
-            note=f"{_weights_note(profile)} {ways}",
+            note=_weights_note(profile),
+            service="" if service is None else service.resolve().relative_to(models.resolve()).as_posix(),
             after="" if after is None else _artifact(after.meta),
         ),
     )
@@ -105,9 +106,18 @@ def after_of(artifact: Path) -> Raw | None:
     return Raw.read(artifact.parents[2] / after) if after else None
 
 
-def _regimes(model: StepTimeRegressor, profile: Profiled) -> dict[Mode, Regime]:
+def service_of(profile: Path, raw: Raw, models: Path) -> Path | None:
+    """The calibrations that a shipped artifact names, or else those of the profile's GPU, if there are any."""
+    if profile.suffix == ".json":
+        named = CostModel.load(profile).artifact.provenance.service
+        return models / named if named else None
+    own = models / str(raw.meta["gpu"]) / SERVICE
+    return own if own.is_dir() else None
+
+
+def _regimes(model: StepTimeRegressor, profile: Profiled, in_service: Mapping[Mode, float]) -> dict[Mode, Regime]:
     gpu = model.regimes()
-    launches = launch_regimes(profile)
+    launches = launch_regimes(profile, in_service)
     # A mode that this engine never runs (all but `none`, when eager) takes the launches of one that it does.
     some = next(iter(launches.values()), ({}, {}))
     regimes = {}
@@ -119,14 +129,6 @@ def _regimes(model: StepTimeRegressor, profile: Profiled) -> dict[Mode, Regime]:
 
 def _rounded(coefficients: Mapping[str, float]) -> dict[str, float]:
     return {term: float(f"{value:.6g}") for term, value in coefficients.items() if value > 0}
-
-
-def _overheads(trace: Path | None) -> tuple[Overheads, str]:
-    if trace is None:
-        return Overheads(), "Ways from and to the client: not measured, 0."
-    measured = read_trace(trace)
-    ingress_ns, egress_ns = client_ways(measured, replay(measured))
-    return Overheads(ingress_ns=ingress_ns, egress_ns=egress_ns), f"Ways from and to the client: read off the trace {measured.meta.name}."
 
 
 def _memory(meta: Mapping[str, Any]) -> Memory:
@@ -172,14 +174,17 @@ def _report(artifact: Artifact, gaps: int) -> str:
         for mode, regime in artifact.step.items():
             lines.append(f"{mode}, {clock}: " + " + ".join(f"{value:,.6g} {term}" for term, value in getattr(regime, clock).items()))
     ways = artifact.overheads
-    lines.append(f"from the client {ways.ingress_ns / 1e6:.2f} ms, to the client {ways.egress_ns / 1e6:.2f} ms")
+    lines.append(
+        f"from the client {ways.ingress_ns / 1e6:.2f} ms, to the client {ways.egress_ns / 1e6:.2f} ms"
+        f" and {ways.egress_per_seq_ns / 1e3:.0f} µs for each sequence of the step"
+    )
     return "\n".join(lines)
 
 
 def _arguments(argv: list[str]) -> dict[str, Path]:
     given = dict(argument.split("=", 1) for argument in argv if "=" in argument)
-    if len(given) != len(argv) or "profile" not in given or set(given) - {"profile", "after", "trace", "models"}:
-        known = "expected profile=FOLDER, and if you like after=FOLDER, trace=FOLDER and models=FOLDER"
+    if len(given) != len(argv) or "profile" not in given or set(given) - {"profile", "after", "service", "models"}:
+        known = "expected profile=FOLDER, and if you like after=FOLDER, service=FOLDER and models=FOLDER"
         raise UserError(f"arguments {' '.join(argv) or '(none)'}: {known}")
     return {name: Path(text) for name, text in given.items()}
 
@@ -193,7 +198,7 @@ def main(argv: list[str]) -> int:
         given = _arguments(argv)
         raw, models = Raw.read(given["profile"]), given.get("models", MODELS)
         after = Raw.read(given["after"]) if "after" in given else after_of(given["profile"]) if given["profile"].suffix == ".json" else None
-        artifact, report = fit_profile(raw, given.get("trace"), after)
+        artifact, report = fit_profile(raw, given.get("service") or service_of(given["profile"], raw, models), after, models)
         path = export(artifact, models)
         raw.write(path)
         measured = {name: owner for name, owner in aliases().items() if (models / artifact.gpu / owner).is_dir()}

@@ -15,13 +15,15 @@ SCHEDULE_TERMS = ("one", "decode_seqs")
 Coefficients = dict[str, float]
 
 
-def launch_regimes(profile: Profiled) -> dict[Mode, tuple[Coefficients, Coefficients]]:
+def launch_regimes(profile: Profiled, in_service: Mapping[Mode, float] | None = None) -> dict[Mode, tuple[Coefficients, Coefficients]]:
     """(launch, lead) of each graph mode, nanoseconds by term; modes that were not measured are left out.
 
     A launch is everything that the thread does between two results: the earlier one handled, a batch chosen, its inputs prepared,
     its kernels launched. The lead is the part before the first kernel. With several GPUs other processes launch, and this thread
     chooses and handles only; and without asynchronous scheduling a launch ends with the wait for the GPU: there, too, it is
     what the thread does beside.
+
+    `in_service`: by graph mode, how many times as long the launching thread takes in service (`profiler.service`).
     """
     engine = profile.meta["engine"]
     launches_here = bool(engine["async_scheduling"]) and profile.meta["tensor_parallel_size"] == 1
@@ -36,13 +38,18 @@ def launch_regimes(profile: Profiled) -> dict[Mode, tuple[Coefficients, Coeffici
             continue
         launch = _fit(rows, "launch_ns", TERMS)
         lead_ns = min(profile.prepare_ns or 0.0, float(rows.table["launch_ns"].median()))
-        found[name] = (_sum(launch, around), _sum(around, {"one": lead_ns}))
+        ratio = (in_service or {}).get(name, 1.0)
+        found[name] = (_times(ratio, _sum(launch, around)), _times(ratio, _sum(around, {"one": lead_ns})))
     return found
 
 
 def _fit(rows: Profiled, column: str, terms: tuple[str, ...]) -> Coefficients:
     model = StepTimeRegressor(terms=terms, mode_terms={}, window=1).fit(rows.matrix, rows.table[column].to_numpy(np.float64))
     return dict(zip(terms, model.coef_.tolist(), strict=True))
+
+
+def _times(ratio: float, coefficients: Coefficients) -> Coefficients:
+    return {term: ratio * value for term, value in coefficients.items()}
 
 
 def _sum(a: Mapping[str, float], b: Mapping[str, float]) -> Coefficients:

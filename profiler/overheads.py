@@ -38,16 +38,6 @@ def overheads(trace: Trace, replayed: Replay, predicted_ns: Float64) -> Overhead
     return Overheads(ingress_ns=_microseconds_ns(ingress_s), egress_ns=_microseconds_ns(egress_s))
 
 
-def client_ways(trace: Trace, replayed: Replay) -> tuple[int, int]:
-    """(ingress, egress), whole nanoseconds, by the recorded clock alone: for cost models that know what launches take.
-
-    Egress: from the recorded result of the step that gave the first token to the client; the mean.
-    """
-    arrival_s, ttft_s = (trace.requests[name].to_numpy(np.float64) for name in ("arrival_s", "ttft_s"))
-    result_s = trace.steps["update_s"].to_numpy(np.float64)[replayed.first_token_step]
-    return _microseconds_ns(ingress(trace, replayed)[0]), _microseconds_ns(float(np.mean(arrival_s + ttft_s - result_s)))
-
-
 def ingress(trace: Trace, replayed: Replay) -> tuple[float, float]:
     """(the delay that explains the most requests, seconds; the share that it explains).
 

@@ -53,6 +53,8 @@ class TraceMeta(BaseModel):
     tensor_parallel_size: int = Field(ge=1)
     prefix_caching: bool
     speculative: dict[str, Any] | None
+    overheads: dict[str, float] | None = None
+    """Medians of the ways between client and engine, seconds, as this project's recorder saw them."""
     engine: TraceEngine
 
     def engine_config(self) -> EngineConfig:

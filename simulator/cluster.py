@@ -120,10 +120,6 @@ class Cluster:
         self.replicas[index].abort(sequence)
         self._left(index)
 
-    def egress_ns(self, index: int) -> int:
-        """From the end of a replica's step to the token at the client."""
-        return self.replicas[index].egress_ns
-
     def _finished(self, index: int, sequence: Sequence) -> None:
         self.on_finish(sequence, self.replicas[index].egress_ns)
         self._left(index)

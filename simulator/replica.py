@@ -79,10 +79,13 @@ class Replica:
         self.clock = EngineClock(overheads.schedule_ns)
         self.outstanding = 0
         """Requests routed here and not finished."""
-        self.egress_ns = overheads.egress_ns
+        self.overheads = overheads
+        self.egress_ns = 0
+        """From the end of the step that was committed last to its tokens at their clients."""
         self.busy_ns = 0
         self.num_events = 0
         self._ingress_ns = overheads.ingress_ns
+        self._delivered_ns = 0
         self._on_finish = on_finish
         self._inbox: deque[Sequence] = deque()
         self._aborts: deque[tuple[int, Sequence]] = deque()
@@ -343,9 +346,12 @@ class Replica:
             plan, finished = self.scheduler.commit(steps)
         if steps > 1:
             self._pass_steps(steps)
+        # Tokens reach their clients in the order in which they were made.
+        self._delivered_ns = max(self._delivered_ns, now + self.overheads.to_client_ns(len(plan.chunks) + plan.decode_seqs))
+        self.egress_ns = self._delivered_ns - now
         for sequence in plan.completing:
             if sequence.first_token_ns == NEVER:
-                sequence.first_token_ns = now
+                sequence.first_token_ns, sequence.first_egress_ns = now, self.egress_ns
         for sequence in finished:
             self.outstanding -= 1
             self._on_finish(sequence)

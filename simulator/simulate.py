@@ -23,6 +23,7 @@ from simulator.fleet.disaggregation import Disaggregation, SplitCluster
 from simulator.fleet.fleet import Fleet
 from simulator.fleet.outages import Outages, happen
 from simulator.policies.policy import VLLM, Policy
+from simulator.replica import Replica
 from simulator.request import RequestTable
 from simulator.routers import TOKEN_COUNTING, make_router
 from simulator.speculation import Acceptance, Drafting
@@ -226,52 +227,47 @@ def _result(scenario: Scenario, cluster: Cluster, clients: Clients, fleet: Fleet
     for replica in cluster.replicas:
         replica.close()
     sequences = clients.sequences
-    logs = [replica.log for replica in cluster.replicas]
-    emitted_tokens, visible_ns = _read_logs(requests, logs)
-    replica_of, replicas = np.array(clients.replica_of, np.int64), len(cluster.replicas)
-    # Of a row that no replica got, the last one's: nothing is added to what has not happened.
-    later_ns = np.array([replica.egress_ns for replica in cluster.replicas], np.int64)[replica_of]
+    emitted_tokens, visible_ns = _read_logs(requests, cluster.replicas)
     stopped_ns = np.array(cluster.stopped_ns, np.int64)
 
     def column(name: str) -> Int64:
         return np.array([NEVER if s is None else getattr(s, name) for s in sequences], np.int64)
 
-    def at_client(values_ns: Int64) -> Int64:
-        return np.where(values_ns == NEVER, NEVER, values_ns + later_ns)
-
+    first_token_ns = column("first_token_ns")
     return Result(
         scenario=scenario,
         sent_ns=np.array(clients.sent_ns, np.int64),
         scheduled_ns=column("scheduled_ns"),
-        first_token_ns=at_client(column("first_token_ns")),
-        visible_ns=at_client(visible_ns),
+        first_token_ns=np.where(first_token_ns == NEVER, NEVER, first_token_ns + column("first_egress_ns")),
+        visible_ns=visible_ns,
         finish_ns=np.array(clients.finish_ns, np.int64),
         emitted_tokens=emitted_tokens,
         preemptions=np.array([0 if s is None else s.preemptions for s in sequences], np.int64),
         cached_tokens=np.array([0 if s is None else s.cached_tokens for s in sequences], np.int64),
         held_back=np.array([s is not None and s.held_back for s in sequences], np.bool_),
-        replica=replica_of,
+        replica=np.array(clients.replica_of, np.int64),
         timeline=cluster.timeline(),
-        logs=logs,
+        logs=[replica.log for replica in cluster.replicas],
         busy_ns=np.array([replica.busy_ns for replica in cluster.replicas], np.int64),
         end_ns=cluster.now_ns,
         num_events=sum(replica.num_events for replica in cluster.replicas),
         group=np.array(cluster.group_of, np.int64),
-        lifetime_ns=np.column_stack([cluster.started_ns, np.where(stopped_ns == NEVER, cluster.now_ns, stopped_ns)]).reshape(replicas, 2),
+        lifetime_ns=np.column_stack([cluster.started_ns, np.where(stopped_ns == NEVER, cluster.now_ns, stopped_ns)]).reshape(-1, 2),
         gpu_ns=fleet.gpu_ns(cluster.now_ns),
         attempts=attempts,
     )
 
 
-def _read_logs(requests: RequestTable, logs: list[StepLog]) -> tuple[Int64, Int64]:
-    """(tokens emitted, end of the step that emitted the first visible token), each int64[n]."""
+def _read_logs(requests: RequestTable, replicas: list[Replica]) -> tuple[Int64, Int64]:
+    """(tokens emitted, when the first visible token reached the client), each int64[n]."""
     n = len(requests)
     emitted, visible_ns = np.zeros(n, np.int64), np.full(n, NEVER, np.int64)
-    for log in logs:
+    for replica in replicas:
+        log = replica.log
         row, token, _, _ = log.segments.T
         last_token = log.last_tokens
         np.maximum.at(emitted, row, last_token)
         wanted = requests.visible_token[row]
         within = np.flatnonzero((token <= wanted) & (wanted <= last_token))
-        visible_ns[row[within]] = log.end_ns(log.steps_of(within, wanted[within]))
+        visible_ns[row[within]] = log.delivered_ns(log.steps_of(within, wanted[within]), replica.overheads)
     return emitted, visible_ns

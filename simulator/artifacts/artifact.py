@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from simulator.features import Term
+
+Count = TypeVar("Count", int, NDArray[np.int64])
 
 
 class Strict(BaseModel):
@@ -74,9 +78,15 @@ class Overheads(Strict):
     ingress_ns: int = Field(0, ge=0)
     """Client's send to the engine's queue."""
     egress_ns: int = Field(0, ge=0)
-    """End of a step to the token at the client."""
+    """End of a step to its tokens at their clients, …"""
+    egress_per_seq_ns: int = Field(0, ge=0)
+    """… and so much more for every sequence of the step: one thread hands out all answers."""
     schedule_ns: int = Field(0, ge=0)
     """CPU time between a step's result and the launch that follows it: outputs handled, next batch chosen."""
+
+    def to_client_ns(self, num_seqs: Count) -> Count:
+        """From the end of a step of `num_seqs` sequences to its tokens at their clients, when no earlier ones are under way."""
+        return num_seqs * self.egress_per_seq_ns + self.egress_ns
 
 
 class Provenance(Strict):
@@ -88,6 +98,8 @@ class Provenance(Strict):
     """Hash of the raw measurements."""
     fitted_by: str
     note: str = ""
+    service: str = ""
+    """Below `models/`, the calibrations that tell how much longer launches take in service, and the ways from and to the client."""
     after: str = ""
     """The artifact whose profile timed the sampler and the product with the vocabulary, if it is another one."""
 

@@ -103,7 +103,7 @@ class ImpatientClients(Clients):
             return
         if outcome is Outcome.IN_FLIGHT:
             assert sequence is not None
-            if self._until_first_token and self._first_token_arrives_ns(row, sequence) < self.now_ns:
+            if self._until_first_token and self._first_token_arrives_ns(sequence) < self.now_ns:
                 return
             self._abort(row)
             self._leave(row, Outcome.ABORTED, None)
@@ -154,10 +154,10 @@ class ImpatientClients(Clients):
         patient_until_ns = self.sent_ns[request] + self._patience_ns[request]
         if patient_until_ns <= self.now_ns:
             return False  # the first token came in time
-        needed_ns = self._first_token_arrives_ns(row, sequence) if self._until_first_token else finish_ns
+        needed_ns = self._first_token_arrives_ns(sequence) if self._until_first_token else finish_ns
         return needed_ns >= patient_until_ns
 
-    def _first_token_arrives_ns(self, row: int, sequence: Sequence) -> int:
+    def _first_token_arrives_ns(self, sequence: Sequence) -> int:
         if sequence.first_token_ns == NEVER:
             return FOREVER_NS
-        return sequence.first_token_ns + self.cluster.egress_ns(self.replica_of[row])
+        return sequence.first_token_ns + sequence.first_egress_ns

@@ -23,6 +23,7 @@ class Sequence:
         "decoding",
         "emitted_tokens",
         "finish_step",
+        "first_egress_ns",
         "first_token_ns",
         "hashed_tokens",
         "held_back",
@@ -87,6 +88,8 @@ class Sequence:
         self.segment_step = NEVER
         self.scheduled_ns = NEVER
         self.first_token_ns = NEVER
+        self.first_egress_ns = 0
+        """From there to its client."""
         self.preemptions = 0
         self.cached_tokens = 0
         """Found in the prefix cache at the first admission."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.artifacts.artifact import Overheads
+
 Int64 = NDArray[np.int64]
 
 ROW = (
@@ -114,6 +116,16 @@ class StepLog:
         if steps == 1 or self._regenerate is None:
             return np.array([first_end_ns])
         return self._regenerate(first_step, steps, decode_seqs, intercept_sum, intercept_max, first_end_ns, next_gpu_end_ns)
+
+    def delivered_ns(self, steps: Int64, overheads: Overheads) -> Int64:
+        """int64[m]: when the tokens of the given steps reached their clients: none before those of an earlier step."""
+        rows = self.rows
+        ways_ns = overheads.to_client_ns(rows[:, ROW.index("prefill_seqs")] + rows[:, ROW.index("decode_seqs")])
+        last_ns = np.maximum.accumulate(rows[:, ROW.index("last_end_ns")] + ways_ns)
+        which = np.searchsorted(rows[:, 0], steps, side="right") - 1
+        before_ns = np.where(which > 0, last_ns[which - 1], 0)
+        delivered: Int64 = np.maximum(before_ns, self.end_ns(steps) + ways_ns[which])
+        return delivered
 
     def end_ns(self, steps: Int64) -> Int64:
         """int64[m]: when the results of the given steps were handled; −1 for steps not reached."""

@@ -48,15 +48,14 @@ def token_times(result: Result) -> list[list[int]]:
 
 
 def assert_same_requests(result: Result, plain: PlainEngine) -> None:
-    overheads = plain.cost.artifact.overheads
     requests = plain.requests
     visible = result.requests.visible_token
     for row, request in enumerate(requests):
         assert result.sent_ns[row] == request.arrival_ns
         assert result.scheduled_ns[row] == request.scheduled_ns
-        assert result.first_token_ns[row] == request.token_ns[0] + overheads.egress_ns
-        assert result.finish_ns[row] == request.finish_ns + overheads.egress_ns
-        seen = request.token_ns[visible[row] - 1] + overheads.egress_ns if visible[row] <= len(request.token_ns) else -1
+        assert result.first_token_ns[row] == request.client_ns[0]
+        assert result.finish_ns[row] == request.client_ns[-1]
+        seen = request.client_ns[visible[row] - 1] if visible[row] <= len(request.client_ns) else -1
         assert result.visible_ns[row] == seen
     assert result.emitted_tokens.tolist() == [request.num_output_tokens for request in requests]
     assert result.cached_tokens.tolist() == [request.cached_tokens for request in requests]

@@ -50,13 +50,12 @@ def chunk_times(result: Result) -> list[list[int]]:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_requests_steps_and_timeline_are_those_of_the_plain_engine(seed: int, stride: int | None) -> None:
     plain, result = plain_run(seed), run(seed, stride)
-    egress_ns = plain.cost.artifact.overheads.egress_ns
     visible = result.requests.visible_token
     for row, request in enumerate(plain.requests):
         assert result.scheduled_ns[row] == request.scheduled_ns
-        assert result.first_token_ns[row] == request.token_ns[0] + egress_ns
-        assert result.finish_ns[row] == request.finish_ns + egress_ns
-        seen = request.token_ns[visible[row] - 1] + egress_ns if visible[row] <= len(request.token_ns) else -1
+        assert result.first_token_ns[row] == request.client_ns[0]
+        assert result.finish_ns[row] == request.client_ns[-1]
+        seen = request.client_ns[visible[row] - 1] if visible[row] <= len(request.client_ns) else -1
         assert result.visible_ns[row] == seen
     assert result.emitted_tokens.tolist() == [request.num_output_tokens for request in plain.requests]
     assert result.preemptions.tolist() == [request.preemptions for request in plain.requests]

@@ -17,9 +17,10 @@ from simulator.simulate import Result, Scenario, simulate
 from simulator.step.stepplan import StepPlan
 from tests.support.digest import digest
 from tests.support.impatient import impatient_scenario
+from tests.support.services import same_way_out
 from tests.support.watch import simulate_watched
 
-scenarios = st.integers(0, 1 << 32).map(impatient_scenario)
+scenarios = st.integers(0, 1 << 32).map(impatient_scenario).map(same_way_out)
 law = settings(max_examples=40, derandomize=True, phases=[Phase.explicit, Phase.generate])
 
 

@@ -54,6 +54,8 @@ class PlainEngine:
         self.states: list[tuple[int, int, int, int]] = []
         self.counts: Counter[str] = Counter()
         self.now_ns = self.cpu_free_ns = self.gpu_free_ns = self.busy_ns = 0
+        self.delivered_ns = 0
+        """When a client got the last token so far: they come one after the other."""
         self.threshold = 0
         """The longest chunk of the step being scheduled, 0 for any."""
 
@@ -61,7 +63,8 @@ class PlainEngine:
 
     def run(self) -> PlainEngine:
         """Until every request is finished."""
-        ingress_ns = self.cost.artifact.overheads.ingress_ns
+        overheads = self.cost.artifact.overheads
+        ingress_ns = overheads.ingress_ns
         inbox = deque(self.requests)
         while any(request.status != "finished" for request in self.requests):
             while inbox and inbox[0].arrival_ns + ingress_ns <= self.now_ns:
@@ -80,6 +83,8 @@ class PlainEngine:
             step = self.queue.popleft()
             self.now_ns = max(self.now_ns, step.gpu_end_ns, self.cpu_free_ns)
             step.end_ns = self.now_ns
+            way_ns = overheads.egress_ns + overheads.egress_per_seq_ns * len(step.rows)
+            self.delivered_ns = max(self.delivered_ns, self.now_ns + way_ns)
             self.process_aborts()
             self.update_from_output(step)
         return self
@@ -341,6 +346,7 @@ class PlainEngine:
     def emit(self, request: Request) -> None:
         request.num_output_tokens += 1
         request.token_ns.append(self.now_ns)
+        request.client_ns.append(self.delivered_ns)
         if self.engine.enable_prefix_caching:
             request.all_tokens.append((request.answer, request.num_output_tokens - 1))
             self.cache.extend_hashes(request.block_hashes, request.all_tokens)

@@ -37,6 +37,8 @@ class Request:
     finish_ns: int = -1
     token_ns: list[int] = field(default_factory=list)
     """When the result with each token was handled."""
+    client_ns: list[int] = field(default_factory=list)
+    """When the client got each token."""
     chunk_ns: list[int] = field(default_factory=list)
     """The same, once for all tokens of one result."""
 

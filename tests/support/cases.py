@@ -93,6 +93,7 @@ def random_cost(rng: np.random.Generator) -> CostModel:
     if rng.random() < 0.4:
         return cost_model(gpu_ns, launch_ns)
     times = {name: int(rng.choice([0, 100, 700, step_ns])) for name in ("ingress_ns", "egress_ns", "schedule_ns")}
+    times["egress_per_seq_ns"] = {100: 13, 700: 250}.get(times["egress_ns"], 0)
     # The part of a launch before its first kernel; cut to the launch where it would be longer.
     lead_ns = {0: {}, 100: {"one": 300}, 700: {"one": 200, "decode_seqs": 40.25, "prefill_seqs": 2_000}}.get(times["egress_ns"], {})
     return cost_model(gpu_ns, launch_ns, lead_ns, **times)

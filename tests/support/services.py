@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from simulator.cost import CostModel
 from simulator.simulate import Scenario
 from simulator.workload import Barrier, ClosedLoop, OpenLoop, Workload
 from tests.support.cases import Case, random_case, random_speculative_case
@@ -37,6 +38,17 @@ def _service(case: Case, seed: int) -> Scenario:
         sample_s=float(rng.choice([1, 3, 7.001])) * step_ns / 1e9,
         acceptance=case.acceptance,
     )
+
+
+def same_way_out(scenario: Scenario) -> Scenario:
+    """The same, with a way to the client that does not depend on the batch: a law that counts in the engine can subtract it."""
+    others = tuple(replace(group, cost=_same_way_out(group.cost)) for group in scenario.others)
+    return replace(scenario, cost=_same_way_out(scenario.cost), others=others)
+
+
+def _same_way_out(cost: CostModel) -> CostModel:
+    overheads = cost.artifact.overheads.model_copy(update={"egress_per_seq_ns": 0})
+    return CostModel(cost.artifact.model_copy(update={"overheads": overheads}))
 
 
 def with_stride(scenario: Scenario, stride: int | None) -> Scenario:

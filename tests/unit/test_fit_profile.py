@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from profiler.fit_profile import after_of, fit_profile, main
+from profiler.fit_profile import after_of, fit_profile, main, service_of
 from profiler.profiled import LONG_PROMPT_TOKENS, from_raw
 from profiler.raw import Raw
 from simulator.artifacts.artifact import Artifact
@@ -184,7 +184,7 @@ def test_a_shipped_artifact_is_that_of_its_measurements(path: Path) -> None:
     raw, shipped = Raw.read(path), CostModel.load(path).artifact
     assert raw.sha256 == shipped.provenance.sha256
     assert path.with_suffix(".steps.csv.gz").stat().st_size < 400_000
-    again = fit_profile(raw, after=after_of(path))[0]
+    again = fit_profile(raw, service_of(path, raw, MODELS), after_of(path))[0]
     assert again.residuals.keys() == shipped.residuals.keys()
     for mode, regime in shipped.step.items():
         assert again.step[mode].gpu_ns == pytest.approx(regime.gpu_ns, rel=1e-3)

@@ -1,0 +1,135 @@
+"""What an engine takes in service beyond its profile, read off calibrations.
+
+The profiler steps an engine alone in its process. In service other threads carry requests in and answers out beside the one that
+launches, and the client has its own ways. A calibration is traffic recorded to show that (`conf/workload/calibration.yaml`); it lies in
+`models/<gpu>/service/`, and is never among the traces that validation judges by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LinearRegression
+
+from profiler.fit import MODES, Mode
+from profiler.launch_time import Coefficients, launch_regimes
+from profiler.profiled import from_raw
+from profiler.raw import Raw
+from profiler.steps import Replay, replay
+from profiler.trace import Trace, read_trace
+from simulator.artifacts.artifact import Overheads
+from simulator.artifacts.models import artifact_name
+from simulator.errors import UserError
+from simulator.features import design_matrix
+
+Float64 = NDArray[np.float64]
+
+SERVICE = "service"
+"""Folder of a GPU's calibrations below `models/<gpu>/`."""
+
+FEWEST_STEPS = 30
+"""Of fewer steps in a graph mode no ratio is taken."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a cost model has beside its profile."""
+
+    launch_ratio: Mapping[Mode, float]
+    """The launching thread's time from result to result, in service over in the profile; modes that were too rare are left out."""
+    overheads: Overheads
+
+
+@dataclass(frozen=True, eq=False)
+class _Calibration:
+    trace: Trace
+    replayed: Replay
+    launches: Mapping[Mode, tuple[Coefficients, Coefficients]]
+    """Of its engine's own profile."""
+
+
+def read_service(folder: Path, models: Path) -> Service:
+    """What all the calibrations in `folder` say together.
+
+    Args:
+        folder: one folder a calibration, in the measured-trace format with this project's columns.
+        models: where the profiles of the engines that were calibrated lie, beside their cost models.
+
+    Raises:
+        UserError: there is no calibration, one does not tell launches, or its engine's profile is missing.
+    """
+    paths = sorted(path.parent for path in folder.glob("*/meta.json"))
+    if not paths:
+        raise UserError(f"service {folder}: holds no calibration; record one with workload=calibration")
+    calibrations = [_read(path, models) for path in paths]
+    return Service(_launch_ratios(calibrations), _overheads(calibrations))
+
+
+def _read(path: Path, models: Path) -> _Calibration:
+    trace = read_trace(path)
+    meta = trace.meta
+    if missing := {"launch_s", "schedule_cpu_s"} - set(trace.steps):
+        raise UserError(f"service {path}: steps.csv.gz has no {', '.join(sorted(missing))}; record it with `python -m profiler.record`")
+    if meta.overheads is None or "ingress_s" not in meta.overheads:
+        raise UserError(f"service {path}: meta.json has no overheads.ingress_s; record it with `python -m profiler.record`")
+    profile = models / meta.gpu / meta.model / artifact_name(meta.weights, meta.kv_cache_dtype, meta.tensor_parallel_size)
+    return _Calibration(trace, replay(trace), launch_regimes(from_raw(Raw.read(profile.with_suffix(".json")))))
+
+
+def _launch_ratios(calibrations: list[_Calibration]) -> dict[Mode, float]:
+    ratios: dict[Mode, float] = {}
+    for name, mode in MODES.items():
+        served, profiled = [], []
+        for calibration in calibrations:
+            features = calibration.replayed.features
+            turn_ns = _turns_ns(calibration.trace, calibration.replayed)
+            rows = (np.asarray(features.graph_mode) == int(mode)) & np.isfinite(turn_ns)
+            launch_ns, _ = calibration.launches.get(name, ({}, {}))
+            if launch_ns:
+                served.append(turn_ns[rows])
+                profiled.append((design_matrix(tuple(launch_ns), features) @ np.array(list(launch_ns.values())))[rows])
+        if sum(map(len, served)) >= FEWEST_STEPS:
+            ratios[name] = float(np.concatenate(served).sum() / np.concatenate(profiled).sum())
+    return ratios
+
+
+def _turns_ns(trace: Trace, replayed: Replay) -> Float64:
+    """float64[k]: from the result that made room for a step to the end of its launch; NaN where the engine was idle between."""
+    depth = trace.meta.engine_config().depth
+    steps = trace.steps
+    launched_s = (steps["schedule_s"] + steps["schedule_cpu_s"] + steps["launch_s"]).to_numpy(np.float64)
+    turns_s = np.full(len(launched_s), np.nan)
+    turns_s[depth:] = launched_s[depth:] - steps["update_s"].to_numpy(np.float64)[:-depth]
+    fresh = replayed.after_idle.copy()
+    for later in range(1, depth):
+        fresh[later:] |= replayed.after_idle[:-later]
+    turns_s[fresh] = np.nan
+    return turns_s * 1e9
+
+
+def _overheads(calibrations: list[_Calibration]) -> Overheads:
+    """The way in as the recorder saw it (a median); the way out as a line over the sequences of the step that gave a first token."""
+    way_in_s, way_out_s, num_seqs = [], [], []
+    for calibration in calibrations:
+        requests, steps, step = calibration.trace.requests, calibration.trace.steps, calibration.replayed.first_token_step
+        at_client_s = (requests["arrival_s"] + requests["ttft_s"]).to_numpy(np.float64)
+        way_in_s.append((calibration.trace.meta.overheads or {})["ingress_s"])
+        way_out_s.append(at_client_s - steps["update_s"].to_numpy(np.float64)[step])
+        num_seqs.append((steps["prefill_seqs"] + steps["decode_seqs"]).to_numpy(np.float64)[step])
+    seqs = np.concatenate(num_seqs)
+    line = LinearRegression(positive=True, fit_intercept=False)
+    line.fit(np.column_stack([np.ones(len(seqs)), seqs]), np.concatenate(way_out_s))
+    fixed_s, each_s = line.coef_
+    return Overheads(
+        ingress_ns=_microseconds_ns(float(np.mean(way_in_s))),
+        egress_ns=_microseconds_ns(float(fixed_s)),
+        egress_per_seq_ns=round(float(each_s) * 1e9),
+    )
+
+
+def _microseconds_ns(seconds: float) -> int:
+    return round(seconds * 1e6) * 1000

@@ -1,0 +1,86 @@
+"""What launches and the ways to the client take in service, read off calibrations."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from profiler.service import SERVICE, read_service
+from simulator.artifacts.models import MODELS
+from simulator.errors import UserError
+
+SHIPPED = MODELS / "h100-sxm" / SERVICE
+NAME = "r1-distill-qwen-7b-bf16"
+
+
+@pytest.fixture
+def calibrations(tmp_path: Path) -> Path:
+    """A folder with one calibration, to be changed."""
+    shutil.copytree(SHIPPED / NAME, tmp_path / NAME)
+    return tmp_path
+
+
+def change(path: Path, **changed: object) -> None:
+    table = pd.read_csv(path)
+    table.assign(**changed).to_csv(path, index=False)
+
+
+def scale(path: Path, factor: float, *columns: str) -> None:
+    table = pd.read_csv(path)
+    change(path, **{column: table[column] * factor for column in columns})
+
+
+def test_launches_take_somewhat_longer_in_service(calibrations: Path) -> None:
+    ratios = read_service(calibrations, MODELS).launch_ratio
+    assert set(ratios) == {"none", "piecewise", "full"}
+    assert all(1.0 < ratio < 1.5 for ratio in ratios.values())
+
+
+def test_twice_as_slow_is_twice_the_ratio_and_twice_the_way(calibrations: Path) -> None:
+    before = read_service(calibrations, MODELS)
+    scale(calibrations / NAME / "steps.csv.gz", 2, "schedule_s", "update_s", "launch_s", "schedule_cpu_s")
+    scale(calibrations / NAME / "requests.csv.gz", 2, "arrival_s", "ttft_s")
+    after = read_service(calibrations, MODELS)
+    assert after.launch_ratio == pytest.approx({mode: 2 * ratio for mode, ratio in before.launch_ratio.items()})
+    assert after.overheads.egress_per_seq_ns == pytest.approx(2 * before.overheads.egress_per_seq_ns, abs=2)
+
+
+def test_a_way_that_grows_with_the_batch_is_found(calibrations: Path) -> None:
+    before = read_service(calibrations, MODELS).overheads
+    requests, steps = (calibrations / NAME / f"{table}.csv.gz" for table in ("requests", "steps"))
+    change(requests, ttft_s=pd.read_csv(requests)["ttft_s"] + 1e-3)
+    later = read_service(calibrations, MODELS).overheads
+    assert later.egress_ns - before.egress_ns == pytest.approx(1_000_000, abs=2_000)
+    assert later.egress_per_seq_ns == pytest.approx(before.egress_per_seq_ns, abs=2)
+    assert pd.read_csv(steps)["decode_seqs"].max() > 100
+
+
+def test_calibrations_count_together(tmp_path: Path) -> None:
+    both = read_service(SHIPPED, MODELS).launch_ratio
+    alone = []
+    for path in sorted(SHIPPED.iterdir()):
+        shutil.copytree(path, tmp_path / path.name / path.name)
+        alone.append(read_service(tmp_path / path.name, MODELS).launch_ratio)
+    for mode, ratio in both.items():
+        assert min(each[mode] for each in alone) <= ratio <= max(each[mode] for each in alone)
+
+
+def test_what_is_missing_is_said_in_one_line(calibrations: Path, tmp_path: Path) -> None:
+    def fails(folder: Path, models: Path, match: str) -> None:
+        with pytest.raises(UserError, match=match) as caught:
+            read_service(folder, models)
+        assert "\n" not in str(caught.value)
+
+    fails(tmp_path / "empty", MODELS, "no calibration")
+    fails(calibrations, tmp_path, r"profile\.json\.gz is missing")
+    path = calibrations / NAME / "steps.csv.gz"
+    pd.read_csv(path).drop(columns="launch_s").to_csv(path, index=False)
+    fails(calibrations, MODELS, "no launch_s")
+
+
+def test_validation_judges_by_other_traces() -> None:
+    judged = {path.read_bytes() for path in (MODELS.parent / "validation" / "traces").glob("*/steps.csv.gz")}
+    assert not judged & {path.read_bytes() for path in SHIPPED.glob("*/steps.csv.gz")}
