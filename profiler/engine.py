@@ -63,6 +63,11 @@ class Engine:
         return int(self.config.scheduler_config.max_num_batched_tokens)
 
     @property
+    def max_num_scheduled_tokens(self) -> int:
+        """The budget of a step: a draft model takes a token a seat of it."""
+        return int(self.core.scheduler.max_num_scheduled_tokens)
+
+    @property
     def block_size(self) -> int:
         return int(self.config.cache_config.block_size)
 

@@ -8,8 +8,8 @@ from time import perf_counter
 from typing import Any
 
 from profiler.engine import Engine
-from profiler.grid import Point
 from profiler.nvml import Nvml
+from profiler.points import Point
 
 WARM_STEPS = 3
 """Not recorded: the first steps of a shape compile kernels, refill the queue and bring the clocks up."""
