@@ -90,6 +90,11 @@ class Engine:
         return bool(self.config.scheduler_config.async_scheduling)
 
     @property
+    def holds(self) -> bool:
+        """Whether the GPU's own time may need a hold: not where each step waits for the one before it, and the wait is part of it."""
+        return self.on_gpu and self.asynchronous
+
+    @property
     def busy(self) -> bool:
         """Whether a step is queued, or a request not finished."""
         return bool(self.core.batch_queue) or self.core.scheduler.has_requests()
