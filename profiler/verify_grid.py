@@ -15,8 +15,8 @@ BATCHES = (1, 4, 16, 32, 64, 96, 128, 160, 256, 512, 1024)
 CONTEXTS = (32, 1024, 4096, 16384)
 UNEVEN = (8, 16, 32, 64, 96, 128, 192)
 """Batches with contexts as uneven as traffic's."""
-BETWEEN = (2, 8, 24, 34, 40, 48, 56, 66, 72, 80, 98, 112, 130, 144, 176, 192, 224, 320, 384)
-"""Between those of `BATCHES`, on both sides of the borders of tiles."""
+BETWEEN = (2, 8, 24, 34, 40, 48, 56, 66, 72, 80, 98, 112, 130, 145, 161, 177, 193, 209, 230, 290, 340, 390)
+"""Between those of `BATCHES`, on both sides of the borders of tiles; without a graph, sizes as odd as traffic's."""
 CHUNKS = (16, 64, 128, 192, 256, 384, 512, 521, 709, 1024, 2048, 4096, 7168, 8192)
 SEVERAL = ((4, 64), (16, 64), (4, 256), (2, 1024))
 STARTED = ((512, 8192), (2048, 8192))
