@@ -63,6 +63,11 @@ class Engine:
         return int(self.config.scheduler_config.max_num_batched_tokens)
 
     @property
+    def max_num_scheduled_tokens(self) -> int:
+        """The budget of a step: a draft model takes a token a seat of it."""
+        return int(self.core.scheduler.max_num_scheduled_tokens)
+
+    @property
     def block_size(self) -> int:
         return int(self.config.cache_config.block_size)
 
@@ -83,6 +88,11 @@ class Engine:
     def asynchronous(self) -> bool:
         """Whether a step is launched before the result of the one before it is there."""
         return bool(self.config.scheduler_config.async_scheduling)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the GPU's own time may need a hold: not where each step waits for the one before it, and the wait is part of it."""
+        return self.on_gpu and self.asynchronous
 
     @property
     def busy(self) -> bool:

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Literal, TypeVar
 
-Kind = Literal["decode", "prefill", "mixed", "sampling", "energy"]
-Shape = Literal["equal", "spread", "one_long"]
-
-T = TypeVar("T")
-
-LIFE_STEPS, ENERGY_LIFE_STEPS = 64, 1024
-"""Steps that a sequence may live while its point is measured."""
+from profiler.points import LIFE_STEPS, Kind, Limits, Point, ranks
+from profiler.verify_grid import verify_steps
 
 BATCHES = (1, 4, 16, 32, 64, 128, 256, 512, 768, 1024)
 CONTEXTS = (32, 1024, 4096, 8192, 16384, 32768)
@@ -37,78 +29,11 @@ SAMPLED = (1, 2, 7, 8, 16, 64, 128, 132, 133, 264, 265, 396, 397, 528, 529, 1024
 ENERGY_BATCHES = (1, 16, 64, 128, 256, 512)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What the engine can hold."""
-
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    usable_blocks: int
-    block_size: int
-    tokens_per_decode: int = 1
-    """1 + the drafts of a verify step."""
-    graph_sizes: tuple[int, ...] = ()
-    """Captured CUDA-graph sizes."""
-
-    def fits(self, contexts: Iterable[int], steps: int) -> bool:
-        """Whether sequences of these contexts can run together for so many steps."""
-        blocks = num_seqs = 0
-        for context in contexts:
-            end = context + steps * self.tokens_per_decode
-            if end > self.max_model_len:
-                return False
-            blocks += -(-end // self.block_size)
-            num_seqs += 1
-        return blocks <= self.usable_blocks and num_seqs <= self.max_num_seqs
-
-
-@dataclass(frozen=True)
-class Point:
-    """One batch: `batch` sequences decoding around `context`, and `num_chunks` prompts of which `chunk` tokens follow `start`."""
-
-    kind: Kind
-    batch: int = 0
-    context: int = 0
-    shape: Shape = "equal"
-    num_chunks: int = 0
-    chunk: int = 0
-    start: int = 0
-
-    @property
-    def name(self) -> str:
-        """Also its key in the file of measured points."""
-        shape = "" if self.shape == "equal" else f" {self.shape}"
-        decoding = f"{self.batch}×{self.context}{shape}" if self.batch else ""
-        chunks = f"{self.num_chunks}×{self.chunk}@{self.start}" if self.num_chunks else ""
-        return f"{self.kind} {'+'.join(part for part in (decoding, chunks) if part)}"
-
-    @property
-    def life_steps(self) -> int:
-        """Steps that its sequences must be able to live."""
-        return ENERGY_LIFE_STEPS if self.kind == "energy" else LIFE_STEPS
-
-    @property
-    def contexts(self) -> list[int]:
-        """Context of each decoding sequence: all the same, spread geometrically over a factor of 16, or one long among short ones."""
-        if self.shape == "one_long":
-            return [self.context] + [max(self.context // 16, 16)] * (self.batch - 1)
-        if self.shape == "spread" and self.batch > 1:
-            return [max(round(self.context / 16 ** (i / (self.batch - 1))), 16) for i in range(self.batch)]
-        return [self.context] * self.batch
-
-    def possible(self, limits: Limits) -> bool:
-        """Whether the engine can run it as one step."""
-        chunk_tokens = self.num_chunks * self.chunk
-        tokens = self.batch * limits.tokens_per_decode + chunk_tokens
-        sequences = [*self.contexts, *([self.start + self.chunk] * self.num_chunks)]
-        return tokens <= limits.max_num_batched_tokens and limits.fits(sequences, self.life_steps)
-
-
 def grid(limits: Limits, kinds: Sequence[Kind]) -> list[Point]:
     """All points of `kinds` that the engine can run, coarse to fine."""
     ranked: dict[Point, int] = {}
-    for point, rank in chain(_decode(limits), _prefill(limits), _mixed(), _sampling(), _energy()):
+    plain = chain(_decode(limits), _prefill(limits), _mixed(), _sampling(), _energy())
+    for point, rank in verify_steps() if limits.tokens_per_decode > 1 else plain:
         if point.kind in kinds and point.possible(limits):
             ranked[point] = min(rank, ranked.get(point, rank))
     return _interleave(ranked)
@@ -116,34 +41,34 @@ def grid(limits: Limits, kinds: Sequence[Kind]) -> list[Point]:
 
 def _decode(limits: Limits) -> Iterator[tuple[Point, int]]:
     longest = limits.max_model_len - LIFE_STEPS * limits.tokens_per_decode
-    for batch, b in _ranks(BATCHES):
-        for context, c in _ranks(sorted({min(context, longest) for context in CONTEXTS})):
+    for batch, b in ranks(BATCHES):
+        for context, c in ranks(sorted({min(context, longest) for context in CONTEXTS})):
             yield Point("decode", batch, context), b + c
             if batch > 1 and context >= 4096:
                 yield Point("decode", batch, context, "spread"), b + c + 1
                 yield Point("decode", batch, context, "one_long"), b + c + 2
     # Every captured size once, full, and with padding and contexts as uneven as traffic's: equal ones end in the same instant.
-    for size, s in _ranks(sorted({size // limits.tokens_per_decode for size in limits.graph_sizes if size >= limits.tokens_per_decode})):
+    for size, s in ranks(sorted({size // limits.tokens_per_decode for size in limits.graph_sizes if size >= limits.tokens_per_decode})):
         yield Point("decode", size, 1024), s // 2 + 1
         yield Point("decode", max(size - 3, 1), 4096, "spread"), s // 2 + 2
 
 
 def _prefill(limits: Limits) -> Iterator[tuple[Point, int]]:
-    for chunk, c in _ranks(sorted({min(chunk, limits.max_num_batched_tokens) for chunk in CHUNKS})):
+    for chunk, c in ranks(sorted({min(chunk, limits.max_num_scheduled_tokens) for chunk in CHUNKS})):
         yield Point("prefill", num_chunks=1, chunk=chunk), c // 2
-    for chunk, c in _ranks(STARTED_CHUNKS):
-        for start, s in _ranks([start for start in STARTS if start < limits.max_model_len]):
-            yield Point("prefill", num_chunks=1, chunk=min(chunk, limits.max_num_batched_tokens), start=start), c + s
-    for (num_chunks, chunk), s in _ranks(SEVERAL):
+    for chunk, c in ranks(STARTED_CHUNKS):
+        for start, s in ranks([start for start in STARTS if start < limits.max_model_len]):
+            yield Point("prefill", num_chunks=1, chunk=min(chunk, limits.max_num_scheduled_tokens), start=start), c + s
+    for (num_chunks, chunk), s in ranks(SEVERAL):
         yield Point("prefill", num_chunks=num_chunks, chunk=chunk), s + 1
 
 
 def _mixed() -> Iterator[tuple[Point, int]]:
-    for batch, b in _ranks(MIXED_BATCHES):
-        for chunk, c in _ranks(MIXED_CHUNKS):
+    for batch, b in ranks(MIXED_BATCHES):
+        for chunk, c in ranks(MIXED_CHUNKS):
             yield Point("mixed", batch, MIXED_CONTEXT, num_chunks=1, chunk=chunk), b + c
-    for batch, b in _ranks(CROSSED_BATCHES):
-        for chunk, c in _ranks(CROSSED_CHUNKS):
+    for batch, b in ranks(CROSSED_BATCHES):
+        for chunk, c in ranks(CROSSED_CHUNKS):
             for context in OTHER_CONTEXTS:
                 yield Point("mixed", batch, context, num_chunks=1, chunk=chunk), b + c
             yield Point("mixed", batch, MIXED_CONTEXT, "spread", 1, chunk, 4096), b + c + 1
@@ -151,12 +76,12 @@ def _mixed() -> Iterator[tuple[Point, int]]:
 
 
 def _sampling() -> Iterator[tuple[Point, int]]:
-    for batch, b in _ranks(SAMPLED):
+    for batch, b in ranks(SAMPLED):
         yield Point("sampling", batch, 32), b // 2
 
 
 def _energy() -> Iterator[tuple[Point, int]]:
-    for batch, b in _ranks(ENERGY_BATCHES):
+    for batch, b in ranks(ENERGY_BATCHES):
         yield Point("energy", batch, 2048), b
 
 
@@ -167,16 +92,3 @@ def _interleave(ranked: dict[Point, int]) -> list[Point]:
         groups.setdefault((rank, point.kind), []).append(point)
     order = {point: (rank, i / len(points)) for (rank, _), points in groups.items() for i, point in enumerate(points)}
     return sorted(order, key=lambda point: (*order[point], point.name))
-
-
-def _ranks(values: Sequence[T]) -> list[tuple[T, int]]:
-    """Each value with its rank in a bisection: the ends first (0), then the middle (1), the quarters (2), and so on."""
-    last = len(values) - 1
-    if last < 1:
-        return [(value, 0) for value in values]
-    depth = math.ceil(math.log2(last)) if last > 1 else 0
-    ranks: dict[int, int] = {}
-    for rank in range(depth + 1):
-        for i in range(2**rank + 1):
-            ranks.setdefault(round(i * last / 2**rank), rank)
-    return [(value, ranks.get(i, depth + 1)) for i, value in enumerate(values)]

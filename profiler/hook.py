@@ -22,20 +22,22 @@ from profiler.start import RECORD_TO
 STEP_COLUMNS = (
     "schedule_s", "update_s", "prefill_seqs", "prefill_tokens", "prefill_context_tokens", "decode_seqs", "decode_tokens",
     "decode_context_tokens", "kv_usage", "running", "waiting", "preempted", "decode_context_max_tokens", "prefill_attention_tokens",
-    "verify_tokens", "emitted_tokens", "schedule_cpu_s", "update_cpu_s",
+    "verify_tokens", "emitted_tokens", "schedule_cpu_s", "update_cpu_s", "accepted_seqs",
 )  # fmt: skip
 
 
 class Step:
     """One step: what was in it, and when the scheduler touched it (seconds of `perf_counter`)."""
 
-    __slots__ = ("emitted_tokens", "output", "schedule_s", "scheduled_s", "state", "update_s", "updated_s")
+    __slots__ = ("accepted_seqs", "emitted_tokens", "output", "schedule_s", "scheduled_s", "state", "update_s", "updated_s")
 
     def __init__(self, output: Any, schedule_s: float, scheduled_s: float, state: dict[str, float]) -> None:
         self.output = output
         self.schedule_s, self.scheduled_s = schedule_s, scheduled_s
         self.update_s = self.updated_s = float("nan")
         self.emitted_tokens = 0
+        self.accepted_seqs: list[int] = []
+        """Of the sequences with drafts, those whose first 1, 2, … drafts were accepted, before these by how many had any."""
         self.state = state
 
     def row(self) -> dict[str, Any]:
@@ -46,6 +48,7 @@ class Step:
             "schedule_cpu_s": self.scheduled_s - self.schedule_s,
             "update_cpu_s": self.updated_s - self.update_s,
             "emitted_tokens": self.emitted_tokens,
+            "accepted_seqs": " ".join(map(str, self.accepted_seqs)),
             **self.state,
             **composition(self.output),
         }
@@ -75,6 +78,18 @@ def composition(output: Any) -> dict[str, int]:
         "decode_context_max_tokens": int(context.max(initial=0)),
         "verify_tokens": int(drafts[decodes].sum()),
     }
+
+
+def accepted_seqs(output: Any, results: Any, num_spec_tokens: int) -> list[int]:
+    """Sequences that verified drafts in the step, and of these those whose first 1, 2, … were accepted; empty without drafts.
+
+    As the worker answered (`ModelRunnerOutput.sampled_token_ids`), before vLLM's scheduler cuts that where an output ends.
+    """
+    drafts = output.scheduled_spec_decode_tokens
+    if not drafts:
+        return []
+    accepted = [len(results.sampled_token_ids[results.req_id_to_index[name]]) - 1 for name in drafts]
+    return [sum(of_one >= first for of_one in accepted) for first in range(num_spec_tokens + 1)]
 
 
 class _Recorder:
@@ -111,6 +126,7 @@ class _Recorder:
         return output
 
     def update_from_output(self: Any, scheduler_output: Any, model_runner_output: Any) -> Any:
+        accepted = accepted_seqs(scheduler_output, model_runner_output, self.num_spec_tokens)
         begin_s = perf_counter()
         outputs = super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]  # vLLM's scheduler stands behind this mixin
         if scheduler_output.total_num_scheduled_tokens:
@@ -118,6 +134,7 @@ class _Recorder:
             step.update_s, step.updated_s = begin_s, perf_counter()
             emitted = [output for batch in outputs.values() for output in batch.outputs]
             step.emitted_tokens = sum(len(output.new_token_ids) for output in emitted)
+            step.accepted_seqs = accepted
             if self._files:
                 self._files.write(step, (output.request_id for output in emitted if output.finish_reason is not None))
             else:
@@ -143,7 +160,7 @@ class _Files:
 
     def write(self, step: Step, finished: Iterable[str]) -> None:
         row = step.row()
-        self.steps.write(",".join(repr(row[column]) for column in STEP_COLUMNS) + "\n")
+        self.steps.write(",".join(str(row[column]) for column in STEP_COLUMNS) + "\n")
         for name in finished:
             seen_s = (self.queued_s.pop(name), self.added_s.pop(name), step.updated_s)
             self.requests.write(f"{name},{','.join(map(repr, seen_s))},{self.preemptions.pop(name, 0)}\n")

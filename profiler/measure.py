@@ -8,8 +8,8 @@ from time import perf_counter
 from typing import Any
 
 from profiler.engine import Engine
-from profiler.grid import Point
 from profiler.nvml import Nvml
+from profiler.points import Point
 
 WARM_STEPS = 3
 """Not recorded: the first steps of a shape compile kernels, refill the queue and bring the clocks up."""
@@ -48,7 +48,7 @@ def _decode(engine: Engine, point: Point) -> list[Row]:
     names = _place(engine, point)
     rows = _steps(engine, SERVED_STEPS)
     # Where the GPU was found waiting for the launch, its own time shows only behind a hold.
-    if engine.on_gpu and not all(row["queued"] for row in rows):
+    if engine.holds and not all(row["queued"] for row in rows):
         engine.hold(_hold_s(rows))
         rows += _steps(engine, HELD_STEPS)
         engine.hold(0.0)
@@ -89,7 +89,7 @@ def _prefill(engine: Engine, point: Point) -> list[Row]:
     warm = chunks(1)
     repeats = 1 if warm[-1]["gpu_s"] > LONG_S else 3
     rows = chunks(repeats)
-    if engine.on_gpu:
+    if engine.holds:
         engine.hold(_hold_s(rows))
         rows += chunks(repeats)
         engine.hold(0.0)
@@ -112,7 +112,7 @@ def _mixed(engine: Engine, point: Point) -> list[Row]:
     warm = passes(1)
     repeats = 1 if max(row["gpu_s"] for row in warm) > LONG_S else 3
     rows = passes(repeats)
-    if engine.on_gpu:
+    if engine.holds:
         engine.hold(_hold_s(rows), only_joined=True)
         rows += passes(repeats)
         engine.hold(0.0)

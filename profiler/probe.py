@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 
+from profiler.eagle import keep_own_lm_head
 from profiler.logits import peaked_logits
+
+keep_own_lm_head()  # vLLM imports this module in each of its workers before it loads a model there
 
 _HOLD_CYCLES = 100_000_000
 _GIVEN_ROWS = 128

@@ -85,7 +85,9 @@ def from_raw(raw: Raw, after: Raw | None = None) -> Profiled:
     """
     meta, steps = raw.meta, raw.steps
     on_gpu = meta["gpu"] != "cpu"
-    gpu_known = _without_gaps(steps) if on_gpu else pd.Series(True, index=steps.index)
+    # A step that follows the result of the one before it finds the GPU idle: what it takes to prepare, and to draft on the CPU, counts.
+    waits = not on_gpu or not meta["engine"]["async_scheduling"]
+    gpu_known = steps["hold_s"] == 0 if waits else _without_gaps(steps)
     sampling = Sampling.of(steps[gpu_known])
     if sampling is None and after is not None:
         sampling = Sampling.of(after.steps)

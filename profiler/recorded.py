@@ -32,6 +32,8 @@ async def tables(served: Served, replicas: Sequence[Replica]) -> tuple[pd.DataFr
         frames.append(steps[within].assign(replica=index))
     steps = pd.concat(frames).sort_values("update_s", kind="stable", ignore_index=True)
     steps[["schedule_s", "update_s"]] -= served.start_s
+    if steps["accepted_seqs"].isna().all():
+        steps = steps.drop(columns="accepted_seqs")
     if len(replicas) == 1:
         requests, steps = requests.drop(columns="replica"), steps.drop(columns="replica")
     return requests, steps, _overheads(served, inside.reindex(names))
@@ -89,12 +91,24 @@ def meta(options: Recording, served: Served, facts: dict[str, Any], steps: pd.Da
 
 
 def _speculative(options: Recording, steps: pd.DataFrame) -> dict[str, Any] | None:
-    """The method's options, and the tokens that a verified sequence emitted a step, drafts accepted and its own."""
+    """The method's options, and what was seen of its drafts over all steps that had any.
+
+    `acceptance_rates`: share of the verified sequences whose first 1, 2, … drafts were accepted; `proposed`: share of the decoding
+    sequences that had drafts; `acceptance_length_seen`: tokens that a decoding sequence emitted a step, its last one cut.
+    """
     if options.opt.speculative is None:
         return None
-    verified = steps[(steps["verify_tokens"] > 0) & (steps["prefill_seqs"] == 0)]
-    seen = float(verified["emitted_tokens"].sum() / verified["decode_seqs"].sum()) if len(verified) else None
-    return options.opt.speculative.model_dump(mode="json") | {"acceptance_length_seen": seen}
+    told = options.opt.speculative.model_dump(mode="json")
+    alone = steps[(steps["decode_seqs"] > 0) & (steps["prefill_seqs"] == 0)]
+    if "accepted_seqs" not in steps or alone.empty:
+        return told | {"acceptance_length_seen": None}
+    counts = np.array([row.split() for row in steps["accepted_seqs"].dropna()], np.int64).sum(axis=0)
+    with_drafts = alone["verify_tokens"].sum() / options.opt.speculative.num_speculative_tokens
+    return told | {
+        "acceptance_rates": [float(f"{rate:.6g}") for rate in counts[1:] / counts[0]],
+        "proposed": float(f"{min(with_drafts / alone['decode_seqs'].sum(), 1.0):.6g}"),
+        "acceptance_length_seen": float(alone["emitted_tokens"].sum() / alone["decode_seqs"].sum()),
+    }
 
 
 def write(folder: Path, meta: dict[str, Any], requests: pd.DataFrame, steps: pd.DataFrame) -> None:

@@ -56,7 +56,7 @@ class EngineReplica:
 
         self.outstanding, self.heard_s = 0, 0.0
         self.raw = raw
-        self._sampling, self._trained_logits = options.sampling, options.logits == "trained"
+        self._sampling, self._installed = options.sampling, installed(options)
         with failures("vLLM did not start"):
             os.environ[RECORD_TO] = str(raw)
             if gpus is not None:  # the engine's process inherits what it may see; this process opens no context on any GPU
@@ -70,9 +70,8 @@ class EngineReplica:
 
     async def install(self) -> None:
         """Has the worker record its launches."""
-        await self._llm.collective_rpc("probe_install", args=(False,))
-        if self._trained_logits:
-            await self._llm.collective_rpc("probe_logits", args=(True,))
+        for method, argument in self._installed:
+            await self._llm.collective_rpc(method, args=(argument,))
 
     async def generate(self, name: str, prompt: list[int], output_tokens: int) -> AsyncIterator[int]:
         from vllm import SamplingParams
@@ -100,6 +99,16 @@ class EngineReplica:
     async def close(self) -> None:
         self._llm.shutdown()
         del self._llm  # else vLLM shuts it down a second time as the interpreter ends
+
+
+def installed(options: Recording) -> list[tuple[str, Any]]:
+    """What the worker is told before it serves: (method of `WorkerExtension`, its argument)."""
+    calls: list[tuple[str, Any]] = [("probe_install", False)]
+    if options.logits == "trained":
+        calls.append(("probe_logits", True))
+    if options.opt.speculative and options.opt.speculative.method == "ngram":
+        calls.append(("probe_always_draft", options.opt.speculative.num_speculative_tokens))
+    return calls
 
 
 def engine_facts(config: Any) -> dict[str, Any]:

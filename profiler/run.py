@@ -12,11 +12,12 @@ from typing import Any
 from tqdm import tqdm
 
 from profiler.errors import EngineError
-from profiler.grid import Limits, Point, grid
+from profiler.grid import grid
 from profiler.memory import MemoryAccount
 from profiler.nvml import Nvml
 from profiler.options import Profile
 from profiler.parts import Parts
+from profiler.points import Limits, Point
 from simulator.errors import UserError
 
 CLOSING_S, CLOSING_SHARE = 8.0, 0.05
@@ -63,7 +64,7 @@ def _limits(engine: Any) -> Limits:
     return Limits(
         max_model_len=engine.max_model_len,
         max_num_seqs=engine.max_num_seqs,
-        max_num_batched_tokens=engine.max_num_batched_tokens,
+        max_num_scheduled_tokens=engine.max_num_scheduled_tokens,
         usable_blocks=engine.num_gpu_blocks - 1,
         block_size=engine.block_size,
         tokens_per_decode=engine.tokens_per_decode,

@@ -17,7 +17,7 @@ from typing import Any
 
 from profiler.errors import EngineError
 from profiler.options import Recording
-from profiler.replicas import engine_facts
+from profiler.replicas import engine_facts, installed
 from profiler.start import RECORD_TO, engine_arguments, failures, vllm_config
 from simulator.errors import UserError
 
@@ -49,7 +49,7 @@ class ServerReplica:
         """Starts the server on `gpus` (None: on those that are there); blocks until it can serve."""
         self.outstanding, self.heard_s = 0, 0.0
         self.raw = raw
-        self._sampling, self._trained_logits = options.sampling, options.logits == "trained"
+        self._sampling, self._installed = options.sampling, installed(options)
         self._session: Any = None
         with failures("vLLM did not start"):
             self.config = vllm_config(options)
@@ -88,9 +88,8 @@ class ServerReplica:
 
     async def install(self) -> None:
         """Has the worker record its launches."""
-        await self._rpc("probe_install", False)
-        if self._trained_logits:
-            await self._rpc("probe_logits", True)
+        for method, argument in self._installed:
+            await self._rpc(method, argument)
 
     async def generate(self, name: str, prompt: list[int], output_tokens: int) -> AsyncIterator[int]:
         body = {

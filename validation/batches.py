@@ -91,7 +91,8 @@ def _features(rows: pd.DataFrame, longest: Int64, engine: EngineConfig) -> list[
     tokens, seqs = rows["prefill_tokens"].to_numpy(np.int64), rows["prefill_seqs"].to_numpy(np.int64)
     decode = rows["decode_seqs"].to_numpy(np.int64)
     verify = rows["verify_tokens"].to_numpy(np.int64) if "verify_tokens" in rows else np.zeros_like(decode)
-    launched = [engine.graphs.pad(int(n), bool(uniform)) for n, uniform in zip(tokens + decode + verify, seqs == 0, strict=True)]
+    uniform = (seqs == 0) & (decode + verify == decode * engine.decode_query_len)
+    launched = [engine.graphs.pad(int(n), bool(each)) for n, each in zip(tokens + decode + verify, uniform, strict=True)]
     pads, modes = zip(*launched, strict=True)
     columns = (seqs, tokens, rows["prefill_context_tokens"], _attention(rows), decode, rows["decode_context_tokens"], longest, verify)
     return [StepFeatures(*row) for row in zip(*(np.asarray(column).tolist() for column in (*columns, pads)), modes, strict=True)]

@@ -46,7 +46,8 @@ def _same(one: Comparison, other: Comparison) -> bool:
 def _engine(comparison: Comparison) -> str:
     meta: dict[str, Any] = comparison.replay.recording.meta.model_dump(mode="json", exclude={"name", "overheads", "client"})
     if meta["speculative"]:
-        meta["speculative"].pop("acceptance_length_seen", None)
+        for seen in ("acceptance_length_seen", "acceptance_rates", "proposed"):
+            meta["speculative"].pop(seen, None)
     return json.dumps(meta, sort_keys=True)
 
 

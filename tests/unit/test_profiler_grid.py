@@ -2,7 +2,8 @@
 
 import pytest
 
-from profiler.grid import Limits, Point, grid
+from profiler.grid import grid
+from profiler.points import Limits, Point
 
 CAPTURED = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
 H100_7B = Limits(32768, 1024, 8192, 66910, 16, graph_sizes=CAPTURED)
@@ -17,7 +18,7 @@ def test_every_point_fits_the_engine() -> None:
             assert max(ends) <= limits.max_model_len
             assert sum(-(-end // 16) for end in ends) <= limits.usable_blocks
             assert len(ends) <= limits.max_num_seqs
-            assert point.batch + point.num_chunks * point.chunk <= limits.max_num_batched_tokens
+            assert point.batch + point.num_chunks * point.chunk <= limits.max_num_scheduled_tokens
 
 
 def test_names_are_unique() -> None:
@@ -48,6 +49,18 @@ def test_drafts_take_their_share_of_the_budget() -> None:
     verify = Limits(32768, 1024, 2048, 66910, 16, tokens_per_decode=4, graph_sizes=CAPTURED)
     assert max(point.batch for point in grid(verify, ["decode"])) == 512
     assert 128 in {point.batch for point in grid(verify, ["decode"])}
+
+
+def test_a_speculative_grid_is_small_and_crosses_every_tile_of_the_full_graphs() -> None:
+    verify = Limits(32768, 1024, 8192, 63000, 16, tokens_per_decode=4, graph_sizes=CAPTURED)
+    points = grid(verify, [*KINDS, "sampling"])
+    assert len(points) <= 110
+    assert {point.kind for point in points[:8]} == {"decode", "prefill", "mixed", "sampling"}
+    batches = {point.batch for point in points if point.kind == "decode"}
+    for tile in range(128, 512, 128):
+        assert {tile // 4, tile // 4 + 2} <= batches
+    assert {128, 130} <= batches  # the largest full graph, and a batch without one
+    assert max(batches) == 1024
 
 
 @pytest.mark.parametrize(

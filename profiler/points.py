@@ -1,0 +1,97 @@
+"""One point of a grid, what the engine can hold, and the order from coarse to fine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+Kind = Literal["decode", "prefill", "mixed", "sampling", "energy"]
+Shape = Literal["equal", "spread", "one_long"]
+
+T = TypeVar("T")
+
+LIFE_STEPS, ENERGY_LIFE_STEPS = 64, 1024
+"""Steps that a sequence may live while its point is measured."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine can hold."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_scheduled_tokens: int
+    usable_blocks: int
+    block_size: int
+    tokens_per_decode: int = 1
+    """1 + the drafts of a verify step."""
+    graph_sizes: tuple[int, ...] = ()
+    """Captured CUDA-graph sizes."""
+
+    def fits(self, contexts: Iterable[int], steps: int) -> bool:
+        """Whether sequences of these contexts can run together for so many steps."""
+        blocks = num_seqs = 0
+        for context in contexts:
+            end = context + steps * self.tokens_per_decode
+            if end > self.max_model_len:
+                return False
+            blocks += -(-end // self.block_size)
+            num_seqs += 1
+        return blocks <= self.usable_blocks and num_seqs <= self.max_num_seqs
+
+
+@dataclass(frozen=True)
+class Point:
+    """One batch: `batch` sequences decoding around `context`, and `num_chunks` prompts of which `chunk` tokens follow `start`."""
+
+    kind: Kind
+    batch: int = 0
+    context: int = 0
+    shape: Shape = "equal"
+    num_chunks: int = 0
+    chunk: int = 0
+    start: int = 0
+
+    @property
+    def name(self) -> str:
+        """Also its key in the file of measured points."""
+        shape = "" if self.shape == "equal" else f" {self.shape}"
+        decoding = f"{self.batch}×{self.context}{shape}" if self.batch else ""
+        chunks = f"{self.num_chunks}×{self.chunk}@{self.start}" if self.num_chunks else ""
+        return f"{self.kind} {'+'.join(part for part in (decoding, chunks) if part)}"
+
+    @property
+    def life_steps(self) -> int:
+        """Steps that its sequences must be able to live."""
+        return ENERGY_LIFE_STEPS if self.kind == "energy" else LIFE_STEPS
+
+    @property
+    def contexts(self) -> list[int]:
+        """Context of each decoding sequence: all the same, spread geometrically over a factor of 16, or one long among short ones."""
+        if self.shape == "one_long":
+            return [self.context] + [max(self.context // 16, 16)] * (self.batch - 1)
+        if self.shape == "spread" and self.batch > 1:
+            return [max(round(self.context / 16 ** (i / (self.batch - 1))), 16) for i in range(self.batch)]
+        return [self.context] * self.batch
+
+    def possible(self, limits: Limits) -> bool:
+        """Whether the engine can run it as one step."""
+        chunk_tokens = self.num_chunks * self.chunk
+        tokens = self.batch * limits.tokens_per_decode + chunk_tokens
+        sequences = [*self.contexts, *([self.start + self.chunk] * self.num_chunks)]
+        return tokens <= limits.max_num_scheduled_tokens and limits.fits(sequences, self.life_steps)
+
+
+def ranks(values: Sequence[T]) -> list[tuple[T, int]]:
+    """Each value with its rank in a bisection: the ends first (0), then the middle (1), the quarters (2), and so on."""
+    last = len(values) - 1
+    if last < 1:
+        return [(value, 0) for value in values]
+    depth = math.ceil(math.log2(last)) if last > 1 else 0
+    ranks: dict[int, int] = {}
+    for rank in range(depth + 1):
+        for i in range(2**rank + 1):
+            ranks.setdefault(round(i * last / 2**rank), rank)
+    return [(value, ranks.get(i, depth + 1)) for i, value in enumerate(values)]
