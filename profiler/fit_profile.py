@@ -27,7 +27,7 @@ from profiler.export import export, write_text
 from profiler.fit import MODES, Mode, StepTimeRegressor, feature_domain
 from profiler.gpu_time import fit_gpu_time
 from profiler.judge import error_rows, residuals
-from profiler.launch_time import launch_regimes
+from profiler.launch_time import launch_regimes, launches_in_engine
 from profiler.options import aliases
 from profiler.profiled import Profiled, from_raw
 from profiler.raw import Raw
@@ -57,7 +57,7 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
         raise UserError("profile: no step was seen without gaps on the GPU; measure more points")
     model = fit_gpu_time(known)
     predicted = model.predict(known.matrix)
-    in_service = Service({}, Overheads()) if service is None else read_service(service, models)
+    in_service = Service({}, {}, Overheads()) if service is None else read_service(service, models)
     speculative = meta.get("speculative")
     artifact = Artifact(
         format_version=1,
@@ -68,7 +68,7 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
         tensor_parallel_size=meta["tensor_parallel_size"],
         engine=f"{engine['name']} {engine['version']}",
         memory=_memory(meta),
-        step=_regimes(model, profile, in_service.launch_ratio),
+        step=_regimes(model, profile, in_service),
         sampling=profile.sampling.regimes() if profile.sampling else {},
         overheads=in_service.overheads,
         domain=feature_domain(known.features(), [name for name in StepFeatures._fields if name != "graph_mode"]),
@@ -115,15 +115,18 @@ def service_of(profile: Path, raw: Raw, models: Path) -> Path | None:
     return own if own.is_dir() else None
 
 
-def _regimes(model: StepTimeRegressor, profile: Profiled, in_service: Mapping[Mode, float]) -> dict[Mode, Regime]:
+def _regimes(model: StepTimeRegressor, profile: Profiled, in_service: Service) -> dict[Mode, Regime]:
     gpu = model.regimes()
-    launches = launch_regimes(profile, in_service)
+    launches = launch_regimes(profile, in_service.launch_ratio)
+    spreads = in_service.launch_spread if launches_in_engine(profile) else {}
     # A mode that this engine never runs (all but `none`, when eager) takes the launches of one that it does.
     some = next(iter(launches.values()), ({}, {}))
     regimes = {}
     for mode in MODES:
         launch_ns, lead_ns = launches.get(mode, some)
-        regimes[mode] = Regime(gpu_ns=gpu[mode].gpu_ns, launch_ns=_rounded(launch_ns), lead_ns=_rounded(lead_ns))
+        regimes[mode] = Regime(
+            gpu_ns=gpu[mode].gpu_ns, launch_ns=_rounded(launch_ns), lead_ns=_rounded(lead_ns), launch_spread=spreads.get(mode, [])
+        )
     return regimes
 
 

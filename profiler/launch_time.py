@@ -15,6 +15,11 @@ SCHEDULE_TERMS = ("one", "decode_seqs")
 Coefficients = dict[str, float]
 
 
+def launches_in_engine(profile: Profiled) -> bool:
+    """Whether the thread that schedules also launches, and goes on to the next step meanwhile."""
+    return bool(profile.meta["engine"]["async_scheduling"]) and profile.meta["tensor_parallel_size"] == 1
+
+
 def launch_regimes(profile: Profiled, in_service: Mapping[Mode, float] | None = None) -> dict[Mode, tuple[Coefficients, Coefficients]]:
     """(launch, lead) of each graph mode, nanoseconds by term; modes that were not measured are left out.
 
@@ -25,15 +30,13 @@ def launch_regimes(profile: Profiled, in_service: Mapping[Mode, float] | None = 
 
     `in_service`: by graph mode, how many times as long the launching thread takes in service (`profiler.service`).
     """
-    engine = profile.meta["engine"]
-    launches_here = bool(engine["async_scheduling"]) and profile.meta["tensor_parallel_size"] == 1
     found: dict[Mode, tuple[Coefficients, Coefficients]] = {}
     for name, mode in MODES.items():
         rows = profile.take((profile.table["graph_mode"] == int(mode)).to_numpy() & profile.table["launch_ns"].notna().to_numpy())
         if not len(rows.table):
             continue
         around = _fit(rows, "cpu_ns", SCHEDULE_TERMS)
-        if not launches_here:
+        if not launches_in_engine(profile):
             found[name] = (around, around)
             continue
         launch = _fit(rows, "launch_ns", TERMS)

@@ -31,6 +31,11 @@ Float64 = NDArray[np.float64]
 SERVICE = "service"
 """Folder of a GPU's calibrations below `models/<gpu>/`."""
 
+QUANTILES = 21
+
+RARE = 0.01
+"""Share of launches at either end that are taken for accidents (a page fault, another process), not for launches."""
+
 FEWEST_STEPS = 30
 """Of fewer steps in a graph mode no ratio is taken."""
 
@@ -41,6 +46,8 @@ class Service:
 
     launch_ratio: Mapping[Mode, float]
     """The launching thread's time from result to result, in service over in the profile; modes that were too rare are left out."""
+    launch_spread: Mapping[Mode, list[float]]
+    """How far single launches lie from that: `QUANTILES` of them at even distances, of mean 1."""
     overheads: Overheads
 
 
@@ -66,7 +73,18 @@ def read_service(folder: Path, models: Path) -> Service:
     if not paths:
         raise UserError(f"service {folder}: holds no calibration; record one with workload=calibration")
     calibrations = [_read(path, models) for path in paths]
-    return Service(_launch_ratios(calibrations), _overheads(calibrations))
+    ratios: dict[Mode, float] = {}
+    spreads: dict[Mode, list[float]] = {}
+    for mode in MODES:
+        served_ns, profiled_ns = _launches(calibrations, mode)
+        if len(served_ns) < FEWEST_STEPS:
+            continue
+        times = served_ns / profiled_ns
+        usual = (times >= np.quantile(times, RARE)) & (times <= np.quantile(times, 1 - RARE))
+        ratios[mode] = float(served_ns[usual].sum() / profiled_ns[usual].sum())
+        if mode != "full":  # prompts are never launched as full graphs
+            spreads[mode] = _spread(times[usual])
+    return Service(ratios, spreads, _overheads(calibrations))
 
 
 def _read(path: Path, models: Path) -> _Calibration:
@@ -80,21 +98,25 @@ def _read(path: Path, models: Path) -> _Calibration:
     return _Calibration(trace, replay(trace), launch_regimes(from_raw(Raw.read(profile.with_suffix(".json")))))
 
 
-def _launch_ratios(calibrations: list[_Calibration]) -> dict[Mode, float]:
-    ratios: dict[Mode, float] = {}
-    for name, mode in MODES.items():
-        served, profiled = [], []
-        for calibration in calibrations:
-            features = calibration.replayed.features
-            turn_ns = _turns_ns(calibration.trace, calibration.replayed)
-            rows = (np.asarray(features.graph_mode) == int(mode)) & np.isfinite(turn_ns)
-            launch_ns, _ = calibration.launches.get(name, ({}, {}))
-            if launch_ns:
-                served.append(turn_ns[rows])
-                profiled.append((design_matrix(tuple(launch_ns), features) @ np.array(list(launch_ns.values())))[rows])
-        if sum(map(len, served)) >= FEWEST_STEPS:
-            ratios[name] = float(np.concatenate(served).sum() / np.concatenate(profiled).sum())
-    return ratios
+def _launches(calibrations: list[_Calibration], mode: Mode) -> tuple[Float64, Float64]:
+    """(turns of the launching thread in service, what the engine's own profile says of them), nanoseconds, of all steps of a mode."""
+    served, profiled = [np.zeros(0)], [np.zeros(0)]
+    for calibration in calibrations:
+        features = calibration.replayed.features
+        turn_ns = _turns_ns(calibration.trace, calibration.replayed)
+        rows = (np.asarray(features.graph_mode) == int(MODES[mode])) & np.isfinite(turn_ns)
+        launch_ns, _ = calibration.launches.get(mode, ({}, {}))
+        if launch_ns:
+            served.append(turn_ns[rows])
+            profiled.append((design_matrix(tuple(launch_ns), features) @ np.array(list(launch_ns.values())))[rows])
+    return np.concatenate(served), np.concatenate(profiled)
+
+
+def _spread(times: Float64) -> list[float]:
+    """Quantiles of `times`, scaled so that the line through them has mean 1."""
+    quantiles = np.quantile(times, np.linspace(0, 1, QUANTILES))
+    mean = np.mean((quantiles[1:] + quantiles[:-1]) / 2)
+    return [round(float(q), 4) for q in quantiles / mean]
 
 
 def _turns_ns(trace: Trace, replayed: Replay) -> Float64:

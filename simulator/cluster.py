@@ -61,11 +61,18 @@ class Cluster:
     """
 
     def __init__(
-        self, env: simpy.Environment, groups: Iterable[Group], router: Router, stride: int | None, drafting: Drafting | None = None
+        self,
+        env: simpy.Environment,
+        groups: Iterable[Group],
+        router: Router,
+        stride: int | None,
+        drafting: Drafting | None = None,
+        seed: int = 0,
     ) -> None:
         self.env = env
         self.router = router
         self._drafting = drafting
+        self._seed = seed
         self.groups = tuple(groups)
         self.on_finish: Callable[[Sequence, int], None] = lambda _sequence, _egress_ns: None
         self.on_move: Callable[[int, int], None] = lambda _row, _index: None
@@ -133,7 +140,7 @@ class Cluster:
         def finished(sequence: Sequence) -> None:
             self._finished(index, sequence)
 
-        replica = Replica(self.env, index, kind.engine, kind.cost, self._stride, finished, self._drafting, kind.policy)
+        replica = Replica(self.env, index, kind.engine, kind.cost, self._stride, finished, self._drafting, kind.policy, self._seed)
         self.replicas.append(replica)
         self.group_of.append(group)
         self.started_ns.append(self.now_ns)

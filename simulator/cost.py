@@ -77,6 +77,7 @@ class CostModel:
         self._gpu = [_Sum(_added(artifact.step[_mode_name(mode)].gpu_ns, sampling)) for mode in GraphMode]
         self._launch = [_Sum(artifact.step[_mode_name(mode)].launch_ns) for mode in GraphMode]
         self._lead = [_Sum(artifact.step[_mode_name(mode)].lead_ns) for mode in GraphMode]
+        self._spread = [artifact.step[_mode_name(mode)].launch_spread for mode in GraphMode]
         self._still_cache: list[dict[tuple[int, int], float]] = [{} for _ in GraphMode]
 
     def __reduce__(self) -> tuple[type[CostModel], tuple[Artifact, Logits]]:
@@ -122,14 +123,21 @@ class CostModel:
         sums = self._gpu[mode]
         return _whole_ns(sums.total_ns(features, self._still(features)))
 
-    def launch_ns(self, features: StepFeatures) -> tuple[int, int]:
+    def launch_ns(self, features: StepFeatures, chance: float | None = None) -> tuple[int, int]:
         """(time until the first kernel, time that the launching thread needs), whole nanoseconds; the first is a part of the second.
 
-        The same for all steps of a steady decode. `features` are those of one step.
+        The same for all steps of a steady decode. `features` are those of one step; `chance`, of [0, 1): how slow a launch of a step
+        with a prompt is among its like; None: as slow as the mean.
         """
         launch, lead = self._launch[features.graph_mode], self._lead[features.graph_mode]
-        launch_ns = round(launch.total_ns(features, launch.still_ns(features)))
-        return min(round(lead.total_ns(features, lead.still_ns(features))), launch_ns), launch_ns
+        launch_ns, lead_ns = launch.total_ns(features, launch.still_ns(features)), lead.total_ns(features, lead.still_ns(features))
+        spread = self._spread[features.graph_mode]
+        if chance is not None and spread and features.prefill_seqs:
+            at = chance * (len(spread) - 1)
+            below = int(at)
+            times = spread[below] + (at - below) * (spread[below + 1] - spread[below])
+            launch_ns, lead_ns = times * launch_ns, times * lead_ns
+        return min(round(lead_ns), round(launch_ns)), round(launch_ns)
 
     def _still(self, features: StepFeatures) -> Column:
         """The part that does not move; remembered for uniform decode, where only batch and padding enter."""

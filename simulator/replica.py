@@ -20,6 +20,7 @@ from simulator.policies.policy import VLLM, Policy
 from simulator.scheduler import Scheduler
 from simulator.speculation import Drafting
 from simulator.step import occupancy
+from simulator.step.chance import chance
 from simulator.step.clock import EngineClock, steady_ends
 from simulator.step.events import STEP_END, Instant
 from simulator.step.sequence import NEVER, Sequence
@@ -61,6 +62,7 @@ class Replica:
         on_finish: Callable[[Sequence], None],
         drafting: Drafting | None = None,
         policy: Policy = VLLM,
+        seed: int = 0,
     ) -> None:
         overheads = cost.artifact.overheads
         self.env = env
@@ -77,6 +79,7 @@ class Replica:
             self.log = ChunkLog()
             self.scheduler = VerifyScheduler(engine, self.log, drafting)
         self.clock = EngineClock(overheads.schedule_ns)
+        self._seed = seed
         self.outstanding = 0
         """Requests routed here and not finished."""
         self.overheads = overheads
@@ -240,7 +243,8 @@ class Replica:
             return
         features = plan.features(self.engine)
         gpu_ns = self.cost.gpu_ns(features)
-        self._lead_ns, self._launch_ns = self.cost.launch_ns(features)
+        luck = chance(self._seed, self.index, plan.step) if plan.chunks else None
+        self._lead_ns, self._launch_ns = self.cost.launch_ns(features, luck)
         self.busy_ns += gpu_ns
         plan.gpu_end_ns = self.clock.launch(now_ns, gpu_ns, self._launch_ns, self._lead_ns)
 

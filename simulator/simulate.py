@@ -146,7 +146,7 @@ def simulate(scenario: Scenario, on_progress: Callable[[int, int], None] | None 
     env = simpy.Environment(initial_time=0)  # an integer clock, nanoseconds
     drafting = None if scenario.acceptance is None else Drafting(scenario.acceptance, scenario.seed)
     if scenario.disaggregation is None:
-        cluster = Cluster(env, scenario.groups, make_router(scenario.router, scenario.seed), scenario.stride, drafting)
+        cluster = Cluster(env, scenario.groups, make_router(scenario.router, scenario.seed), scenario.stride, drafting, scenario.seed)
     else:
         cluster = SplitCluster(env, scenario.groups, scenario.router, scenario.seed, scenario.stride, scenario.disaggregation)
     workload = scenario.workload

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -39,6 +40,16 @@ class Regime(Strict):
     """What the thread does for a step: results before it handled, batch chosen, inputs prepared, kernels launched."""
     lead_ns: dict[str, float] = {}
     """Of that, the time before the first kernel, for which a GPU without other work waits."""
+    launch_spread: list[float] = []
+    """How many times as long the launch of a step with a prompt takes as the two say: quantiles at even distances, the least and the
+    greatest included, of mean 1. Empty: always as they say."""
+
+    @field_validator("launch_spread")
+    @classmethod
+    def _ordered(cls, quantiles: list[float]) -> list[float]:
+        if len(quantiles) == 1 or any(not 0.0 < a <= b < float("inf") for a, b in pairwise(quantiles)):
+            raise ValueError("launch_spread must be two or more positive quantiles in order")
+        return quantiles
 
     @field_validator("gpu_ns", "launch_ns", "lead_ns")
     @classmethod

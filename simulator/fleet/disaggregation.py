@@ -55,7 +55,7 @@ class SplitCluster(Cluster):
     def __init__(
         self, env: simpy.Environment, groups: Iterable[Group], router: str, seed: int, stride: int | None, spec: Disaggregation
     ) -> None:
-        super().__init__(env, groups, make_router(router, seed), stride)
+        super().__init__(env, groups, make_router(router, seed), stride, seed=seed)
         self._spec = spec
         self._decode_router = make_router(router, seed + 1)
         prefill = len(self.groups) - 1
