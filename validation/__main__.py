@@ -14,7 +14,7 @@ from simulator.config import Config, load
 from simulator.errors import UserError
 from simulator.workload import one_line
 from validation.compare import compare
-from validation.judged import Judged, overview
+from validation.judged import Judged, limits, overview
 from validation.page import write_page
 from validation.repeat import repeatability
 from validation.replay import Recording, Replay, replay, write_prediction
@@ -147,6 +147,7 @@ def _compare(settings: Settings) -> None:
         print(json.dumps(objects[0] if len(settings.traces) == 1 else objects, indent=1, ensure_ascii=False))
         return
     print(judged[0].text() if len(settings.traces) == 1 else overview(judged, refused))
+    print(f"\n{limits(judged)}")
     print(f"\nreport: {write_page(judged, refused, settings.folder)}")
 
 
