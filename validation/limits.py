@@ -28,6 +28,10 @@ class Limit(NamedTuple):
     over_capacity: float | None
     """None: no limit there."""
 
+    def allowed(self, over: bool) -> float | None:
+        """The limit at that load."""
+        return self.over_capacity if over else self.up_to_capacity
+
 
 LIMITS = (
     Limit("E2E", "e2e_s", STATISTICS, 0.02, 0.03),
@@ -84,7 +88,7 @@ def judge(comparison: Comparison, repeatability: Repeatability | None) -> Verdic
     over = bool(comparison.preemptions.measured)
     checks = {}
     for limit in LIMITS:
-        allowed = limit.over_capacity if over else limit.up_to_capacity
+        allowed = limit.allowed(over)
         errors = _errors(comparison, limit) if allowed is not None else {}
         again = (repeatability or {}).get(limit.quantity, {})
         checks[limit.label] = [
@@ -123,7 +127,7 @@ def _cell(verdict: Verdict, limit: Limit) -> str:
         return f"{verdict.average_abs:.2%}" if limit.quantity == "average_abs" else "–"
     which = f"{check.statistic} " if len(limit.statistics) > 1 else ""
     figure = f"{check.error:.2%}" if limit.quantity == "average_abs" else f"{check.error:+.2%}"
-    widened = f" of {check.limit:.2%}" if check.limit not in (limit.up_to_capacity, limit.over_capacity) else ""
+    widened = f" of {check.limit:.2%}" if check.limit > (limit.allowed(verdict.over_capacity) or 0.0) else ""
     return f"{'met' if check.met else 'missed'} {which}{figure}{widened}"
 
 

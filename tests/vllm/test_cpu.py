@@ -16,12 +16,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from profiler.export import export
 from profiler.fit_profile import fit_profile
 from profiler.raw import Raw
 from profiler.trace import TraceMeta
 from simulator.cost import CostModel
 from simulator.simulate import Scenario, simulate
 from simulator.workload import generate, validate
+from validation.compare import compare
+from validation.replay import Recording, replay
+from validation.split import split
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -139,7 +143,7 @@ def test_the_trace_says_what_was_served(trace: Path) -> None:
     assert 0 < overheads["egress_s"] < 1
 
 
-def test_one_engine_start_records_several_traces(tmp_path: Path) -> None:
+def test_one_engine_start_records_several_traces(tmp_path: Path, profile: Path) -> None:
     traffic = (
         "workload.lengths.max_tokens=96",
         "max_model_len=2048",
@@ -169,6 +173,17 @@ def test_one_engine_start_records_several_traces(tmp_path: Path) -> None:
     # Heads of 300 tokens are computed once a group: the cache was emptied before each trace, and then served.
     recomputed = steps[light]["prefill_tokens"].sum() - (requests[light]["prompt_tokens"] - 300).sum()
     assert 300 <= recomputed < 300 * len(requests[light])
+    # A replay finds in its cache what the engine found; on the measured durations its scheduler decides as the engine's did.
+    cost_model = export(fit_profile(Raw.read(profile))[0], tmp_path / "models")
+    for folder in (light, over):
+        comparison = compare(replay(Recording.read(folder), cost_model=cost_model, router=None, seed=0))
+        cache, scheduler = comparison.prefix_cache, split(comparison).scheduler
+        assert cache is not None
+        assert cache.measured_hits == requests[folder]["cached_tokens"].sum() > 0
+        assert cache.same_requests >= 0.9 * cache.requests
+        assert scheduler is not None
+        assert scheduler.same_composition > 0.9
+        assert scheduler.preemptions.simulated == pytest.approx(scheduler.preemptions.measured, rel=0.1)
 
 
 @pytest.mark.parametrize("client", ["engine", "http"])
