@@ -26,7 +26,7 @@ Repeatability = dict[str, dict[str, float]]
 
 SAME_ARRIVALS_S, SAME_SHARE = 0.1, 0.9
 """Clients are woken within milliseconds, but one that stalls sends late for a moment: so many requests must have come so close together."""
-SEEN = {"name", "client", "logits", "overheads", "cut_s"}
+SEEN = {"name", "client", "logits", "overheads", "seed", "cut_s"}
 """Of the metadata what does not tell engines apart."""
 
 

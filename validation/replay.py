@@ -69,6 +69,8 @@ class Meta(BaseModel):
     gpu_memory_utilization: float | None = None
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     router: str | None = None
+    seed: int | None = None
+    """Of the recording's workload and router."""
     client: str = "client unknown"
     logits: Logits | None = None
     overheads: dict[str, float] | None = None
@@ -183,8 +185,10 @@ class Replay:
         return self.recording.meta.cut_s or duration(*answered_s)
 
 
-def replay(recording: Recording, *, cost_model: Path | None, router: str | None, seed: int) -> Replay:
+def replay(recording: Recording, *, cost_model: Path | None, router: str | None, seed: int | None) -> Replay:
     """Simulates the recording with the cost model at `cost_model`, or with the shipped one of its GPU, model and options.
+
+    `router` and `seed` are the recording's own where they are None.
 
     Raises:
         UserError: there is no such cost model, or a request does not fit into the engine.
@@ -206,7 +210,7 @@ def replay(recording: Recording, *, cost_model: Path | None, router: str | None,
         cost=cost,
         num_replicas=meta.num_gpus // meta.tensor_parallel_size,
         router=router or meta.router or "round_robin",
-        seed=seed,
+        seed=(meta.seed or 0) if seed is None else seed,
         acceptance=acceptance,
     )
     return Replay(recording, path, *until_cut(scenario, meta.cut_s))

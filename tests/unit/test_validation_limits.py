@@ -102,6 +102,12 @@ def test_every_trace_is_judged_in_text_json_and_page(tmp_path: Path, simulated: 
     assert {check["quantity"] for check in limits["checks"]} == {limit.quantity for limit in LIMITS} - {"preemptions"}
 
 
+def test_predictions_of_traces_that_are_called_alike_lie_apart(tmp_path: Path, simulated: Replay) -> None:
+    one, other = (recorded(tmp_path / name, simulated, meta={"name": "same"}, rows=rows) for name, rows in (("a", 30), ("b", 40)))
+    assert main([f"trace=[{one},{other}]", f"out={tmp_path / 'out'}"]) == 0
+    assert [len(pd.read_parquet(tmp_path / "out" / f"same-{name}" / "requests.parquet")) for name in "ab"] == [30, 40]
+
+
 def test_recordings_of_one_workload_on_different_machines_are_repetitions(tmp_path: Path, simulated: Replay) -> None:
     """Whatever they are called, however many blocks vLLM found room for, and though a client stalled in one of them."""
     engine = json.loads((SHIPPED / "meta.json").read_text())["engine"]
