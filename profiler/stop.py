@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 from time import perf_counter
 
 CLOSING_S, CLOSING_SHARE = 8.0, 0.05
 """Kept back from a budget, for the files and the engine's end: the larger of the two."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux's `prctl.h`."""
 
 
 def deadline_s(begin_s: float, budget_s: float | None) -> float:
@@ -17,9 +20,13 @@ def deadline_s(begin_s: float, budget_s: float | None) -> float:
 
 
 def leave_process_group() -> None:
-    """Ctrl-C and `timeout` signal the whole group: an engine in it would die of what its client can end in order."""
+    """Ctrl-C and `timeout` signal the whole group: an engine in it would die of what its client can end in order.
+
+    What kills the group outright then no longer reaches the engine, so that it is told to end when its parent is gone.
+    """
     if os.getpgrp() != os.getpid():
         os.setpgrp()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Stop:
