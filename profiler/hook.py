@@ -18,6 +18,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.core import EngineCore
 
 from profiler.start import RECORD_TO
+from profiler.stop import leave_process_group
 
 STEP_COLUMNS = (
     "schedule_s", "update_s", "prefill_seqs", "prefill_tokens", "prefill_context_tokens", "decode_seqs", "decode_tokens",
@@ -102,6 +103,7 @@ class _Recorder:
         folder = os.environ.get(RECORD_TO)
         self._files = _Files(Path(folder)) if folder else None
         if self._files:
+            leave_process_group()
             _note_queued(self._files.queued_s)
 
     def add_request(self: Any, request: Any) -> None:
@@ -115,6 +117,9 @@ class _Recorder:
         end_s = perf_counter()
         if self._files:
             self._files.preemptions.update(output.preempted_req_ids or ())
+            for new in output.scheduled_new_reqs:
+                # With model runner V2 a resumed request is new, too: what counts is when it is scheduled first.
+                self._files.cached_tokens.setdefault(new.req_id, new.num_computed_tokens)
         if output.total_num_scheduled_tokens:
             state = {
                 "kv_usage": self.kv_cache_manager.usage,
@@ -141,6 +146,13 @@ class _Recorder:
                 self.steps.append(step)
         return outputs
 
+    def finish_requests(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Requests that end from outside: their client aborts them."""
+        aborted = super().finish_requests(*args, **kwargs)  # type: ignore[misc]  # vLLM's scheduler stands behind this mixin
+        if self._files:
+            self._files.write_requests((request.request_id for request in aborted), float("nan"))
+        return aborted
+
 
 class _Files:
     """`steps.csv` and `engine_requests.csv`, flushed at every line: the process may be killed at any time."""
@@ -149,8 +161,11 @@ class _Files:
         self.queued_s: dict[str, float] = {}
         self.added_s: dict[str, float] = {}
         self.preemptions: Counter[str] = Counter()
+        self.cached_tokens: dict[str, int] = {}
         self.steps = self._open(folder / "steps.csv", STEP_COLUMNS)
-        self.requests = self._open(folder / "engine_requests.csv", ("request_id", "queued_s", "added_s", "finished_s", "preemptions"))
+        self.requests = self._open(
+            folder / "engine_requests.csv", ("request_id", "queued_s", "added_s", "finished_s", "preemptions", "cached_tokens")
+        )
 
     @staticmethod
     def _open(path: Path, columns: Iterable[str]) -> TextIO:
@@ -161,9 +176,14 @@ class _Files:
     def write(self, step: Step, finished: Iterable[str]) -> None:
         row = step.row()
         self.steps.write(",".join(str(row[column]) for column in STEP_COLUMNS) + "\n")
-        for name in finished:
-            seen_s = (self.queued_s.pop(name), self.added_s.pop(name), step.updated_s)
-            self.requests.write(f"{name},{','.join(map(repr, seen_s))},{self.preemptions.pop(name, 0)}\n")
+        self.write_requests(finished, step.updated_s)
+
+    def write_requests(self, names: Iterable[str], finished_s: float) -> None:
+        """Requests that are over; `finished_s` is NaN of those that were aborted."""
+        for name in names:
+            seen_s = (self.queued_s.pop(name), self.added_s.pop(name), finished_s)
+            counted = (self.preemptions.pop(name, 0), self.cached_tokens.pop(name, 0))
+            self.requests.write(",".join((name, *map(repr, seen_s + counted))) + "\n")
 
 
 def _note_queued(queued_s: dict[str, float]) -> None:

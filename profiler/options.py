@@ -88,7 +88,8 @@ class Profile(Strict):
     num_gpu_blocks_override: int | None = Field(ge=2)
     weight_values: Literal["dummy", "realistic"]
     sampling: Sampling
-    budget_s: float = Field(gt=0)
+    budget_s: float | None = Field(gt=0)
+    """For the whole run, engine start included; None: as long as it takes."""
     kinds: list[Literal["decode", "prefill", "mixed", "sampling", "energy"]]
     seed: int
     out: Path | None

@@ -18,6 +18,7 @@ import torch
 
 from profiler.eagle import keep_own_lm_head
 from profiler.logits import peaked_logits
+from profiler.stop import leave_process_group
 
 keep_own_lm_head()  # vLLM imports this module in each of its workers before it loads a model there
 
@@ -49,6 +50,8 @@ class WorkerExtension:
 
     def probe_install(self: Any, events: bool) -> None:
         """Starts to time every step; without `events` its launch only, which leaves the GPU's stream as it is."""
+        if not events:
+            leave_process_group()
         self.probe = Probe(self, events)
 
     def probe_always_draft(self: Any, num_tokens: int) -> None:

@@ -13,6 +13,9 @@ A trace of them may differ in rate, cv, duration_s, seed and workload (a name of
 what another trace served, or changes such as `{lengths: {max_tokens: 16000}}`). `shared_prefixes={num_prefixes: 8, prefix_tokens: 1024}`
 with `opt=prefix_caching` shares heads of prompts; `num_replicas=2` starts two engines on GPUs of their own behind `router=`;
 `client=http` goes through vLLM's OpenAI server, to see what that adds.
+
+`budget_s=240` ends the run in time, engine start included; so do SIGINT and SIGTERM. Outstanding requests are aborted, and the trace is
+written with what was seen of them; traces that have not begun are left out.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from profiler.recorded import meta, tables, write
 from profiler.replicas import EngineReplica, Replica, gpus_of_replicas
 from profiler.server import ServerReplica, require_server
 from profiler.start import check_device, failures, prepare_environment, require_vllm
+from profiler.stop import Stop, deadline_s
 from profiler.traffic import Traffic, traffic
 from simulator.errors import UserError
 from simulator.routers import BY_COUNT, make_router
@@ -40,13 +44,16 @@ from simulator.routers import BY_COUNT, make_router
 WATCH_S = 5.0
 
 
-async def record(options: Recording, traffics: list[Traffic], raw: Path) -> None:
+async def record(options: Recording, traffics: list[Traffic], raw: Path, begin_s: float) -> bool:
     """Serves the traffics one after the other with the same engines; writes each trace when it ends, and says so on stdout.
+
+    Returns whether it was told to stop, by a signal. `begin_s`: of the run whose `budget_s` this keeps (`perf_counter`).
 
     Raises:
         EngineError: vLLM failed; traces that ended before are kept.
+        UserError: the budget went into the engine's start.
     """
-    begin_s = perf_counter()
+    start_s = perf_counter()
     replicas: list[Replica] = []
     kind = ServerReplica if options.client == "http" else EngineReplica
     try:
@@ -58,28 +65,38 @@ async def record(options: Recording, traffics: list[Traffic], raw: Path) -> None
                 await replica.install()
                 await warm_up(replica, (await replica.facts())["max_num_seqs"])
             quiet_garbage_collector()
-            engine_start_s = perf_counter() - begin_s
+        engine_start_s = perf_counter() - start_s
+        stop = Stop(deadline_s(begin_s, options.budget_s))
+        if stop.is_due():
+            raise UserError(f"budget_s={options.budget_s:g} went into the engine's start ({engine_start_s:.0f} s): give more")
+        with failures("vLLM died while serving"):
             for each in traffics:
-                await _trace(options, each, replicas, engine_start_s)
+                if stop.is_due():
+                    sys.stderr.write(f"{each.folder}: not recorded any more\n")
+                else:
+                    await _trace(options, each, replicas, stop, engine_start_s)
     finally:
         for replica in replicas:
             await replica.close()
+    return stop.told
 
 
-async def _trace(options: Recording, each: Traffic, replicas: list[Replica], engine_start_s: float) -> None:
+async def _trace(options: Recording, each: Traffic, replicas: list[Replica], stop: Stop, engine_start_s: float) -> None:
     for replica in replicas:
         await replica.forget_prefixes()
     states: list[dict[str, Any]] = []
     watch = asyncio.create_task(_watch(Nvml(), states))
-    served = await serve(each, replicas, make_router(options.router, each.seed))
+    served = await serve(each, replicas, make_router(options.router, each.seed), stop)
     watch.cancel()
     requests, steps, overheads = await tables(served, replicas)
     about = meta(options, served, await replicas[0].facts(), steps)
     about |= {"client": replicas[0].client, "engine_start_s": engine_start_s, "overheads": overheads, "gpu_state": Nvml.spread(states)}
     write(each.folder, about, requests, steps)
+    unfinished = f" (cut there, {served.unfinished} requests unfinished)" if served.cut else ""
     sys.stdout.write(
-        f"{len(requests)} requests, {len(steps)} steps in {about['duration_s']:.1f} s; preemptions {int(steps['preempted'].sum())};"
-        f" ingress {1e3 * overheads['ingress_s']:.2f} ms, egress {1e3 * overheads['egress_s']:.2f} ms (medians); {each.folder}\n"
+        f"{len(requests)} requests, {len(steps)} steps in {about['duration_s']:.1f} s{unfinished};"
+        f" preemptions {int(steps['preempted'].sum())}; ingress {1e3 * overheads['ingress_s']:.2f} ms,"
+        f" egress {1e3 * overheads['egress_s']:.2f} ms (medians); {each.folder}\n"
     )
     sys.stdout.flush()
 
@@ -99,7 +116,8 @@ def _check_router(options: Recording) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code as `python -m profiler`."""
+    """Exit code as `python -m profiler`: 0, too, where the budget cut it; 130 where a signal did."""
+    begin_s = perf_counter()
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(f"{__doc__}\n")
         return 0
@@ -114,7 +132,7 @@ def main(arguments: list[str]) -> int:
         prepare_environment(options, in_process=False)
         check_device(options, num_replicas=options.num_replicas)
         with tempfile.TemporaryDirectory() as raw:
-            asyncio.run(record(options, traffics, Path(raw)))
+            told = asyncio.run(record(options, traffics, Path(raw), begin_s))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -122,9 +140,9 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted: nothing is written of a trace that did not end\n")
+        sys.stderr.write("interrupted before the engine served: nothing is written\n")
         return 130
-    return 0
+    return 130 if told else 0
 
 
 if __name__ == "__main__":

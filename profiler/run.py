@@ -18,10 +18,8 @@ from profiler.nvml import Nvml
 from profiler.options import Profile
 from profiler.parts import Parts
 from profiler.points import Limits, Point
+from profiler.stop import deadline_s
 from simulator.errors import UserError
-
-CLOSING_S, CLOSING_SHARE = 8.0, 0.05
-"""Kept back from the budget, for the memory account, the files and the engine's end: the larger of the two."""
 
 
 def run(profile: Profile, device: str, begin_s: float) -> str:
@@ -39,15 +37,15 @@ def run(profile: Profile, device: str, begin_s: float) -> str:
     engine = Engine(profile)
     points = grid(_limits(engine), profile.kinds)
     missing = [point for point in points if point.name not in parts.done]
-    deadline_s = begin_s + profile.budget_s - max(CLOSING_S, CLOSING_SHARE * profile.budget_s)
-    if missing and perf_counter() > deadline_s:
+    until_s = deadline_s(begin_s, profile.budget_s)
+    if missing and perf_counter() > until_s:
         raise UserError(
             f"budget_s={profile.budget_s:g} went into the engine's start ({engine.start_s:.0f} s): give at least {engine.start_s + 90:.0f}"
         )
     often_s = 0.1 if sys.stderr.isatty() else 10.0
     bar = tqdm(missing, total=len(points), initial=len(points) - len(missing), unit="point", file=sys.stderr, mininterval=often_s)
     for point in bar:
-        if perf_counter() > deadline_s:
+        if perf_counter() > until_s:
             break
         measured = measure(engine, point, sensors)
         bar.set_description(f"{point.name}: {summary(measured['rows'])}", refresh=False)

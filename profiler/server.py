@@ -63,8 +63,13 @@ class ServerReplica:
             if gpus is not None:
                 environment["CUDA_VISIBLE_DEVICES"] = gpus
             with (raw / "server.log").open("w") as log:
-                self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: S603 — this very Python, words of ours
-            self._wait_until_ready()
+                # A group of its own: what is signalled to this process's group must not end the server, too.
+                self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, process_group=0)  # noqa: S603 — this very Python, words of ours
+            try:
+                self._wait_until_ready()
+            except KeyboardInterrupt:
+                self._process.terminate()
+                raise
 
     def _wait_until_ready(self) -> None:
         until_s = time.monotonic() + START_S

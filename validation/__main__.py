@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from simulator.config import Config, load
 from simulator.errors import UserError
 from simulator.workload import one_line
 from validation.compare import compare
-from validation.judged import Judged, overview
+from validation.judged import Judged, limits, overview
 from validation.page import write_page
 from validation.repeat import repeatability
 from validation.replay import Recording, Replay, replay, write_prediction
@@ -33,7 +34,8 @@ usage: python -m validation [key=value …]                        replays measu
   trace=PATH         a folder in the measured-trace format, or [A,B]; default: all of validation/traces
   format=text|json   json: one object on stdout for one trace, a list for several
   cost_model=PATH    instead of the shipped one of the trace's GPU, model, weights, KV dtype and TP
-  router=NAME        in front of a trace of several replicas (default: the trace's own, else round_robin); seed=N for router=random
+  router=NAME        in front of a trace of several replicas (default: the trace's own, else round_robin)
+  seed=N             of router=random (default: the trace's own, else 0)
   out=DIR            where predictions (requests.parquet and summary.json) and report.html go (default: results/validation)
 
 Errors are signed and relative: simulated / measured − 1. The defaults are in conf/validation.yaml."""
@@ -47,7 +49,7 @@ class Settings(BaseModel):
     trace: Path | list[Path] | None
     cost_model: Path | None
     router: str | None
-    seed: int
+    seed: int | None
     format: Literal["text", "json"]
     out: Path | None
 
@@ -147,6 +149,7 @@ def _compare(settings: Settings) -> None:
         print(json.dumps(objects[0] if len(settings.traces) == 1 else objects, indent=1, ensure_ascii=False))
         return
     print(judged[0].text() if len(settings.traces) == 1 else overview(judged, refused))
+    print(f"\n{limits(judged)}")
     print(f"\nreport: {write_page(judged, refused, settings.folder)}")
 
 
@@ -162,8 +165,11 @@ def _judge(settings: Settings) -> tuple[list[Judged], list[str]]:
             refused.append(f"{folder.name}: {error}")
     if not replays:
         raise UserError(f"no trace could be replayed; the first: {refused[0]}" if refused else "there are no traces in validation/traces")
+    called = Counter(each.recording.meta.name for each in replays)
     for each in replays:
-        write_prediction(each, settings.folder / each.recording.meta.name)
+        name = each.recording.meta.name
+        # Recordings of one workload on two machines may be called alike.
+        write_prediction(each, settings.folder / (name if called[name] == 1 else f"{name}-{each.recording.folder.name}"))
     comparisons = [compare(each) for each in replays]
     again = repeatability(comparisons)
     return [Judged(each, split(each), distance) for each, distance in zip(comparisons, again, strict=True)], refused

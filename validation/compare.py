@@ -52,25 +52,44 @@ class Preempted:
     only_simulated: int | None
 
 
+@dataclass(frozen=True)
+class PrefixCache:
+    """Prompt tokens that were found in the prefix cache when their request was first scheduled, of the requests that are compared."""
+
+    prompt_tokens: int
+    simulated_hits: int
+    measured_hits: int
+    requests: int
+    same_requests: int
+    """Those of which as many tokens were found in both."""
+
+
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """All errors of one trace."""
 
     replay: Replay
     measured: Columns
-    """float64[n] by name, in the order of arrival; so `simulated`."""
+    """float64[n] by name, in the order of arrival; so `simulated`. NaN of latencies: the request had not ended when the trace was cut."""
     simulated: Columns
     steps: pd.DataFrame | None
     rows: dict[str, Row]
     """By the keys of `LABELS`, as far as they were measured."""
     totals: dict[str, tuple[float, float]]
-    """(simulated, measured) of `duration_s`, `output_tokens_per_s`, `itl_p99_s` and `itl_max_s` of all tokens where there are steps,
-    and, unless it was set by hand, `num_gpu_blocks`."""
+    """(simulated, measured) of `duration_s` (unless the trace was cut), `output_tokens_per_s`, `itl_p99_s` and `itl_max_s` of all tokens
+    where there are steps, and, unless it was set by hand, `num_gpu_blocks`."""
     mean_abs: dict[str, float]
     """Mean over requests of |simulated / measured − 1|, by `PER_REQUEST`."""
     kv_usage_mean_abs: float | None
     """Mean over time of |simulated − measured| share of the pool."""
     preemptions: Preempted
+    prefix_cache: PrefixCache | None
+    """None: the engine had none, or the trace does not tell its hits."""
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that had not ended when the trace was cut: simulated, not compared."""
+        return int(np.isnan(self.measured["e2e_s"]).sum())
 
     @property
     def average_abs(self) -> float:
@@ -86,8 +105,10 @@ def compare(replay: Replay) -> Comparison:
         UserError: the trace has none.
     """
     recording, result = replay.recording, replay.result
-    measured = measured_requests(recording.folder, result.requests.request_id)
+    measured = measured_requests(recording.folder, result.requests.request_id, recording.meta.cut_s is not None)
     simulated = {name: np.asarray(column, np.float64) for name, column in replay.columns().items() if name in (*LABELS, "preemptions")}
+    ended = np.isfinite(measured["e2e_s"])
+    simulated = {name: np.where(ended, column, np.nan) if name in LABELS else column for name, column in simulated.items()}
     output_tokens, arrival_s = result.requests.output_tokens, result.requests.arrival_ns / NS_PER_S
     for columns in (measured, simulated):
         columns["tpot_s"] = tpot(columns["ttft_s"], columns["e2e_s"], output_tokens)
@@ -108,17 +129,20 @@ def compare(replay: Replay) -> Comparison:
         mean_abs={name: float(np.nanmean(np.abs(simulated[name] / measured[name] - 1))) for name in PER_REQUEST},
         kv_usage_mean_abs=None if usage is None or not len(usage[0]) else float(np.abs(usage[1] - usage[0]).mean()),
         preemptions=preempted(simulated["preemptions"], measured.get("preemptions"), steps),
+        prefix_cache=_prefix_cache(replay, measured) if recording.meta.prefix_caching and "cached_tokens" in measured else None,
     )
 
 
 def _totals(replay: Replay, measured: Columns, simulated: Columns, steps: pd.DataFrame | None) -> dict[str, tuple[float, float]]:
     result, meta = replay.result, replay.recording.meta
-    arrival_s = result.requests.arrival_ns / NS_PER_S
-    simulated_s, measured_s = duration(arrival_s, simulated["e2e_s"]), duration(arrival_s, measured["e2e_s"])
-    tokens = float(result.requests.output_tokens.sum())
-    totals = {"duration_s": (simulated_s, measured_s), "output_tokens_per_s": (tokens / simulated_s, tokens / measured_s)}
+    measured_s = meta.cut_s or duration(result.requests.arrival_ns / NS_PER_S, measured["e2e_s"])
+    totals = {} if meta.cut_s else {"duration_s": (replay.duration_s, measured_s)}
+    tokens = measured.get("received_tokens", None if meta.cut_s else result.requests.output_tokens)
+    if tokens is not None:
+        emitted = replay.until_cut.emitted_tokens
+        totals["output_tokens_per_s"] = (float(emitted.sum()) / replay.duration_s, float(tokens.sum()) / measured_s)
     if steps is not None:
-        gaps = inter_token_latency(result, (99.0,))
+        gaps = inter_token_latency(replay.until_cut, (99.0,))
         totals["itl_p99_s"] = (gaps.percentiles_s[99.0], _token_gaps_p99_s(steps))
     if "itl_max_s" in measured:
         totals["itl_max_s"] = (float(np.nanmax(simulated["itl_max_s"])), float(np.nanmax(measured["itl_max_s"])))
@@ -146,6 +170,12 @@ def preempted(simulated: Float64, measured: Float64 | None, steps: pd.DataFrame 
     return Preempted(
         int(simulated.sum()), int(measured.sum()), int((there & here).sum()), int((there & ~here).sum()), int((here & ~there).sum())
     )
+
+
+def _prefix_cache(replay: Replay, measured: Columns) -> PrefixCache:
+    ended = np.isfinite(measured["e2e_s"])
+    prompt, here, there = replay.result.requests.prompt_tokens[ended], replay.result.cached_tokens[ended], measured["cached_tokens"][ended]
+    return PrefixCache(int(prompt.sum()), int(here.sum()), int(there.sum()), len(here), int((here == there).sum()))
 
 
 def _kv_usage(replay: Replay, steps: pd.DataFrame) -> tuple[Float64, Float64]:

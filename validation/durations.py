@@ -60,6 +60,8 @@ class OnMeasuredSteps:
     """The replay on measured durations."""
 
     result: Result
+    preemptions: Int64
+    """int64[n]: until the trace was cut."""
     same_composition: float
     """Share of the steps that held as many tokens of prompts, and as many decoding sequences, as the measured step."""
 
@@ -74,7 +76,9 @@ def on_measured_steps(replayed: Replay, steps: pd.DataFrame) -> OnMeasuredSteps:
     overheads = scenario.cost.artifact.overheads.model_copy(update={"schedule_ns": 0})
     if meta.overheads and "to_scheduler_s" in meta.overheads:
         overheads = Overheads(**{f"{name}_ns": round(meta.overheads[f"{name}_s"] * NS_PER_S) for name in ("ingress", "egress")})
-    cost = MeasuredSteps(scenario.cost, steps, scenario.engine.depth, overheads)
+    cost, again = (MeasuredSteps(scenario.cost, steps, scenario.engine.depth, overheads) for _ in range(2))
     engine = scenario.engine.model_copy(update={"num_gpu_blocks": meta.engine.num_gpu_blocks, "block_size": meta.engine.block_size})
-    result = simulate(replace(scenario, cost=cost, engine=engine, stride=1))
-    return OnMeasuredSteps(result, cost.same / cost.asked)
+    scenario = replace(scenario, cost=cost, engine=engine, stride=1)
+    result = simulate(scenario)
+    cut = result if meta.cut_s is None else simulate(replace(scenario, cost=again, horizon_s=meta.cut_s))
+    return OnMeasuredSteps(result, cut.preemptions, cost.same / cost.asked)

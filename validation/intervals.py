@@ -47,7 +47,7 @@ def intervals(simulated: Float64, measured: Float64, arrival_s: Float64, e2e_s: 
     rows = resampled(arrival_s, e2e_s)
     with np.errstate(invalid="ignore", divide="ignore"):
         errors = statistics(simulated[rows]) / statistics(measured[rows]) - 1
-    ends = np.quantile(errors, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=-1).T
+        ends = np.quantile(errors, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=-1).T
     return {
         name: (float(low), float(high)) if np.isfinite(high - low) else None for name, (low, high) in zip(STATISTICS, ends, strict=True)
     }

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
-from validation.compare import Comparison
+from validation.compare import LABELS, Comparison
+from validation.intervals import STATISTICS
+from validation.limits import Verdict, judge, limits_cells, limits_header, limits_legend
 from validation.repeat import Repeatability
 from validation.split import Split
 from validation.table import as_json, as_text, percent
@@ -32,6 +35,18 @@ class Judged:
     def name(self) -> str:
         return self.comparison.replay.recording.meta.name
 
+    @property
+    def marked_name(self) -> str:
+        """With a mark for what a fit has seen of the trace."""
+        replay = self.comparison.replay
+        lent = replay.recording.lent_overheads(replay.result.scenario.cost.artifact)
+        return self.name + (IN_SAMPLE if replay.in_sample else LENT if lent else "")
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """The trace against the limits."""
+        return judge(self.comparison, self.repeatability)
+
     def json(self) -> dict[str, Any]:
         """The comparison's object, with where the error comes from and what the GPU itself repeats."""
         return {
@@ -42,6 +57,7 @@ class Judged:
                 "why_not": self.split.why_not or None,
             },
             "repeatability": self.repeatability,
+            "limits": self.verdict.json(),
         }
 
     def text(self) -> str:
@@ -53,10 +69,13 @@ class Judged:
     def _repeat_lines(self) -> list[str]:
         if self.repeatability is None:
             return ["repeatability: this workload was measured once"]
-        told = (
-            f"{label} mean {self.repeatability[name]['mean']:.2%}, p99 {self.repeatability[name]['p99']:.2%}" for label, name in REPEATED
-        )
-        return [f"repeatability (measured again): {'; '.join(told)}"]
+        lines = ["", f"{'measured again: |a / b − 1|':<28}" + "".join(f"{name:>9}" for name in STATISTICS)]
+        for name, label in LABELS.items():
+            if row := self.repeatability.get(name):
+                lines.append(f"{label:<28}" + "".join(f"{row[each]:>9.2%}" if each in row else f"{'–':>9}" for each in STATISTICS))
+        if row := self.repeatability.get("preemptions"):
+            lines.append(f"{'preemptions':<28}{row['number']:>9.2%}")
+        return [*lines, ""]
 
     def _way_lines(self) -> list[str]:
         """What lies between client and engine, where the recorder saw it: more of it through a server."""
@@ -112,14 +131,13 @@ def cells(judged: Judged) -> tuple[str, ...]:
     """A trace's row: signed relative errors; `|E2E, TPOT|` is the mean of the absolute ones of both, `repeats` what `legend` says."""
     comparison = judged.comparison
     replay = comparison.replay
-    mark = IN_SAMPLE if replay.in_sample else LENT if replay.recording.lent_overheads(replay.result.scenario.cost.artifact) else ""
     errors = [comparison.rows[name].errors[statistic] if name in comparison.rows else None for _, name, statistic in COLUMNS]
     again = judged.repeatability
     repeats = f"{again['e2e_s']['mean']:.1%}, {again['tpot_s']['mean']:.1%}" if again else "–"
     counts = comparison.preemptions
     blocks = comparison.totals.get("num_gpu_blocks")
     return (
-        judged.name + mark,
+        judged.marked_name,
         f"{len(replay.result.requests):,}",
         *("–" if error is None else f"{error:+.1%}" for error in errors),
         f"{comparison.average_abs:.2%}",
@@ -131,17 +149,31 @@ def cells(judged: Judged) -> tuple[str, ...]:
 
 def overview(judged: Sequence[Judged], refused: Sequence[str]) -> str:
     """The table of all traces as text, with what could not be replayed below."""
-    rows = [header(), *(cells(each) for each in judged)]
+    lines = _aligned([header(), *(cells(each) for each in judged)])
+    return "\n".join(["simulated / measured − 1", "", *lines, "", *legend(judged), *(f"not replayed: {reason}" for reason in refused)])
+
+
+def limits(judged: Sequence[Judged]) -> str:
+    """Every trace against the limits, as text."""
+    lines = _aligned([limits_header(), *(limits_cells(each.marked_name, each.verdict) for each in judged)])
+    return "\n".join([limits_headline(judged), "", *lines, "", *limits_legend()])
+
+
+def limits_headline(judged: Sequence[Judged]) -> str:
+    """How many traces meet them."""
+    return f"against the limits: {sum(each.verdict.met for each in judged)} of {len(judged)} traces meet them all"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
+    return [
         row[0].ljust(widths[0]) + "".join(cell.rjust(width + 2) for cell, width in zip(row[1:], widths[1:], strict=True)) for row in rows
     ]
-    return "\n".join(["simulated / measured − 1", "", *lines, "", *legend(judged), *(f"not replayed: {reason}" for reason in refused)])
 
 
 def legend(judged: Sequence[Judged]) -> list[str]:
     """What the marks mean, as far as they occur."""
-    marks = "".join(cells(each)[0][-1] for each in judged)
+    marks = "".join(each.marked_name[-1] for each in judged)
     told = ["repeats: E2E and TPOT of the same requests measured again, |a / b − 1| of the means; –: measured once"]
     if IN_SAMPLE in marks:
         told.append(f"{IN_SAMPLE} in sample: the cost model was fitted to this very trace")

@@ -13,18 +13,20 @@ from simulator.errors import UserError
 Float64 = NDArray[np.float64]
 
 LATENCIES = ("ttft_s", "e2e_s")
-OPTIONAL_COLUMNS = ("itl_p50_s", "itl_p99_s", "itl_max_s", "preemptions")
+OPTIONAL_COLUMNS = ("itl_p50_s", "itl_p99_s", "itl_max_s", "preemptions", "received_tokens", "cached_tokens")
 STEP_COLUMNS = (
     *("schedule_s", "update_s", "prefill_seqs", "prefill_tokens", "prefill_context_tokens"),
     *("decode_seqs", "decode_context_tokens", "kv_usage", "running", "waiting", "preempted"),
 )
 
 
-def measured_requests(folder: Path, request_id: NDArray[np.str_]) -> dict[str, Float64]:
+def measured_requests(folder: Path, request_id: NDArray[np.str_], cut: bool) -> dict[str, Float64]:
     """Measured columns float64[n] in the given order of requests, joined on `request_id`; unreadable numbers are NaN.
 
+    Where the trace was `cut`, requests without an E2E had not ended then, and all their latencies are NaN.
+
     Raises:
-        UserError: a latency is missing.
+        UserError: a latency is missing, or no request ended.
     """
     path = folder / "requests.csv.gz"
     frame = pd.read_csv(path, dtype={"request_id": str}).set_index("request_id")
@@ -34,11 +36,14 @@ def measured_requests(folder: Path, request_id: NDArray[np.str_]) -> dict[str, F
     frame = frame.loc[request_id.tolist()]
     columns = [name for name in (*LATENCIES, *OPTIONAL_COLUMNS) if name in frame.columns]
     numbers = {name: pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64) for name in columns}
+    ended = frame["e2e_s"].notna().to_numpy() if cut else np.ones(len(frame), np.bool_)
+    if not ended.any():
+        raise UserError(f"{path}: no request ended before the trace was cut: nothing to compare")
     for name in LATENCIES:
-        wrong = ~(numbers[name] > 0)
+        wrong = ended & ~(numbers[name] > 0)
         if wrong.any():
             raise UserError(f"{path}: {name} of request {request_id[int(wrong.argmax())]} is not a positive number")
-    return numbers
+    return {name: np.where(ended, column, np.nan) if name.endswith("_s") else column for name, column in numbers.items()}
 
 
 def measured_steps(folder: Path) -> pd.DataFrame | None:

@@ -10,13 +10,15 @@ import numpy as np
 
 from simulator.errors import UserError
 from simulator.reporting.page import CONFIG, STYLE
-from validation.judged import Judged, cells, header, legend
+from validation.judged import Judged, cells, header, legend, limits_headline
+from validation.limits import limits_cells, limits_header, limits_legend
 from validation.sheet import sheet
 
 WIDER = """
 main { max-width: 1560px; }
 pre { overflow-x: auto; font-size: 12.5px; line-height: 1.45; margin: 8px 0 0; }
 td:first-child, th:first-child { text-align: left; }
+td.missed { color: #c2352b; font-weight: 600; }
 .eyebrow + h1 { margin-bottom: 16px; }
 th, td { padding: 6px 7px; font-size: 13px; }
 """
@@ -56,8 +58,11 @@ def page(judged: Sequence[Judged], refused: Sequence[str]) -> str:
 <main>
 <p class="eyebrow">Simulated against measured</p>
 <h1>{escape(_headline(judged))}</h1>
-<section><h2>Errors, simulated / measured − 1</h2><div class="wide">{_table(judged)}</div>
+<section><h2>Errors, simulated / measured − 1</h2><div class="wide">{_table(header(), [cells(each) for each in judged])}</div>
 {"".join(f'<p class="caption">{escape(note)}</p>' for note in notes)}</section>
+<section><h2>{escape(limits_headline(judged).capitalize())}</h2>
+<div class="wide">{_table(limits_header(), [limits_cells(each.marked_name, each.verdict) for each in judged])}</div>
+{"".join(f'<p class="caption">{escape(note)}</p>' for note in limits_legend())}</section>
 {"".join(_section(each) for each in judged)}
 <footer>Replayed by howmanygpus: arrivals and lengths of the trace, vLLM's scheduling rules, step times of the cost model.
 Predictions were written before any measured latency was read.</footer>
@@ -77,10 +82,16 @@ def _headline(judged: Sequence[Judged]) -> str:
     return f"E2E and TPOT of {traces} are predicted within {average:.1%} on average"
 
 
-def _table(judged: Sequence[Judged]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header())
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells(each))}</tr>" for each in judged)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells that say that a limit is missed stand out."""
+    heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(text: str) -> str:
+    missed = ' class="missed"' if text.startswith("missed") else ""
+    return f"<td{missed}>{escape(text)}</td>"
 
 
 def _section(judged: Judged) -> str:

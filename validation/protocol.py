@@ -139,12 +139,14 @@ def measured(folder: Path, window_s: tuple[float, float]) -> Latencies:
     """Of a recorded run.
 
     Raises:
-        UserError: there is no such trace, or too few requests are in the window.
+        UserError: there is no such trace, too few requests are in the window, or some of them had not ended when it was cut.
     """
     path = folder / "requests.csv.gz"
     try:
         table = pd.read_csv(path).sort_values("arrival_s")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+    if unfinished := int(table["e2e_s"].isna()[table["arrival_s"].between(*window_s, inclusive="left")].sum()):
+        raise UserError(f"{path}: {unfinished} requests of the window had not ended when the run was cut: it cannot be judged")
     columns: dict[str, Any] = {name: table[name].to_numpy(np.float64) for name in ("arrival_s", "ttft_s", "e2e_s")}
     return Latencies.within(window_s, **columns, output_tokens=table["output_tokens"].to_numpy(np.int64))

@@ -1,4 +1,10 @@
-"""How far the GPU is from itself: traces of one workload on one kind of engine, held against each other."""
+"""How far the GPU is from itself: traces of one workload on one kind of engine, held against each other.
+
+Nothing has to declare that one trace repeats another: those repeat each other whose requests have the same lengths, in the same order and
+at the same times, of the same kind of GPU, model and engine options (`python -m profiler.record` with the same workload and seed, or
+with `workload={kind: replay, path: FOLDER}`). Machine and name may differ, and so may the number of blocks that vLLM found room for.
+One that was cut repeats the beginning of the other.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +14,20 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from validation.compare import Comparison
-from validation.intervals import STATISTICS
+from validation.compare import LABELS, Comparison
+from validation.replay import quantiles
+
+Float64 = NDArray[np.float64]
 
 Repeatability = dict[str, dict[str, float]]
 """By quantity and statistic: the greatest |a / b − 1| between two traces of the same requests."""
 
-SAME_ARRIVALS_S = 0.1
-"""Clients are woken within milliseconds; traces whose requests came further apart are not the same."""
+SAME_ARRIVALS_S, SAME_SHARE = 0.1, 0.9
+"""Clients are woken within milliseconds, but one that stalls sends late for a moment: so many requests must have come so close together."""
+SEEN = {"name", "client", "logits", "overheads", "seed", "cut_s"}
+"""Of the metadata what does not tell engines apart."""
 
 
 def repeatability(comparisons: Sequence[Comparison]) -> list[Repeatability | None]:
@@ -32,35 +43,56 @@ def repeatability(comparisons: Sequence[Comparison]) -> list[Repeatability | Non
 
 
 def _same(one: Comparison, other: Comparison) -> bool:
-    """Whether the same requests were sent to the same engine; the machine and the client may be others."""
+    """Whether the same requests were sent to the same kind of engine in the same way."""
     if _engine(one) != _engine(other):
         return False
     a, b = one.replay.recording.requests, other.replay.recording.requests
-    if len(a) != len(b) or not all((getattr(a, name) == getattr(b, name)).all() for name in ("prompt_tokens", "output_tokens")):
+    n = min(len(a), len(b))
+    if len(a) != len(b) and not _cut_first(one, other):
+        return False
+    if not all((getattr(a, name)[:n] == getattr(b, name)[:n]).all() for name in ("prompt_tokens", "output_tokens")):
         return False
     # Where a trace's clock begins, before or at the first request, is the recorder's affair.
-    apart_ns = (a.arrival_ns - a.arrival_ns[0]) - (b.arrival_ns - b.arrival_ns[0])
-    return bool(np.abs(apart_ns).max() < SAME_ARRIVALS_S * 1e9)
+    apart_ns = (a.arrival_ns - a.arrival_ns[0])[:n] - (b.arrival_ns - b.arrival_ns[0])[:n]
+    return float(np.quantile(np.abs(apart_ns), SAME_SHARE)) < SAME_ARRIVALS_S * 1e9
+
+
+def _cut_first(one: Comparison, other: Comparison) -> bool:
+    """Whether the trace with fewer requests was cut."""
+    shorter, _ = sorted((one.replay.recording, other.replay.recording), key=lambda recording: len(recording.requests))
+    return shorter.meta.cut_s is not None
 
 
 def _engine(comparison: Comparison) -> str:
-    meta: dict[str, Any] = comparison.replay.recording.meta.model_dump(mode="json", exclude={"name", "overheads", "client"})
-    if meta["speculative"]:
+    meta = comparison.replay.recording.meta
+    options: dict[str, Any] = meta.model_dump(mode="json", exclude=SEEN)
+    if meta.num_gpu_blocks_override is None:
+        del options["engine"]["num_gpu_blocks"]
+    if meta.speculative:
         for seen in ("acceptance_length_seen", "acceptance_rates", "proposed"):
-            meta["speculative"].pop(seen, None)
-    return json.dumps(meta, sort_keys=True)
+            options["speculative"].pop(seen, None)
+    # What a server adds to the engine's times is no matter of repeating them.
+    return json.dumps([options, meta.sampled_logits, meta.client.startswith("HTTP")], sort_keys=True)
 
 
 def _apart(one: Comparison, other: Comparison) -> Repeatability:
-    return {
-        name: {
-            statistic: abs(row.measured[statistic] / other.rows[name].measured[statistic] - 1)
-            for statistic in STATISTICS
-            if other.rows[name].measured[statistic]
-        }
-        for name, row in one.rows.items()
-        if name in other.rows
+    """Over the requests that ended in both; preemptions where neither trace was cut."""
+    n = min(len(one.measured["e2e_s"]), len(other.measured["e2e_s"]))
+    both = np.isfinite(one.measured["e2e_s"][:n]) & np.isfinite(other.measured["e2e_s"][:n])
+    found = {
+        name: _statistics_apart(one.measured[name][:n][both], other.measured[name][:n][both])
+        for name in LABELS
+        if name in one.measured and name in other.measured
     }
+    a, b = one.preemptions.measured, other.preemptions.measured
+    if a and b and not one.unfinished and not other.unfinished:
+        found["preemptions"] = {"number": abs(a / b - 1)}
+    return found
+
+
+def _statistics_apart(a: Float64, b: Float64) -> dict[str, float]:
+    of_a, of_b = quantiles(a), quantiles(b)
+    return {name: abs(of_a[name] / of_b[name] - 1) for name in of_a if of_b[name]} if of_a and of_b else {}
 
 
 def _greatest(before: Repeatability | None, apart: Repeatability) -> Repeatability:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +46,8 @@ class EngineMeta(BaseModel):
     num_gpu_blocks: int = Field(ge=2)
     async_scheduling: bool
     enable_chunked_prefill: bool
+    long_prefill_token_threshold: int = 0
+    enforce_eager: bool = False
 
 
 class Meta(BaseModel):
@@ -67,10 +69,14 @@ class Meta(BaseModel):
     gpu_memory_utilization: float | None = None
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     router: str | None = None
+    seed: int | None = None
+    """Of the recording's workload and router."""
     client: str = "client unknown"
     logits: Logits | None = None
     overheads: dict[str, float] | None = None
     """Medians of the ways in and out, `ingress_s` and `egress_s`, as the recorder saw them."""
+    cut_s: float | None = Field(None, gt=0)
+    """When the recording was stopped, its outstanding requests aborted; None: they were all served."""
 
     @property
     def sampled_logits(self) -> Logits:
@@ -99,8 +105,6 @@ class Recording:
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"{folder / 'meta.json'}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        if meta.prefix_caching:
-            raise UserError(f"{folder / 'meta.json'}: the engine ran with prefix_caching, which the simulator does not model yet")
         if meta.num_gpus % meta.tensor_parallel_size:
             raise UserError(
                 f"{folder / 'meta.json'}: num_gpus {meta.num_gpus} is not a multiple of tensor_parallel_size {meta.tensor_parallel_size}"
@@ -142,6 +146,9 @@ class Replay:
     recording: Recording
     cost_model: Path
     result: Result
+    """Every request served to its end."""
+    until_cut: Result
+    """The same until the recording was stopped: what can be counted there, as preemptions can. `result` where it was not."""
 
     @property
     def in_sample(self) -> bool:
@@ -168,12 +175,20 @@ class Replay:
             "itl_p50_s": itl_p50_s,
             "itl_p99_s": itl_p99_s,
             "itl_max_s": itl_max_s,
-            "preemptions": result.preemptions,
+            "preemptions": self.until_cut.preemptions,
         }
 
+    @property
+    def duration_s(self) -> float:
+        """From the trace's start to the end of the last answer, or to the cut."""
+        answered_s = self.result.requests.arrival_ns / NS_PER_S, (self.result.finish_ns - self.result.sent_ns) / NS_PER_S
+        return self.recording.meta.cut_s or duration(*answered_s)
 
-def replay(recording: Recording, *, cost_model: Path | None, router: str | None, seed: int) -> Replay:
+
+def replay(recording: Recording, *, cost_model: Path | None, router: str | None, seed: int | None) -> Replay:
     """Simulates the recording with the cost model at `cost_model`, or with the shipped one of its GPU, model and options.
+
+    `router` and `seed` are the recording's own where they are None.
 
     Raises:
         UserError: there is no such cost model, or a request does not fit into the engine.
@@ -195,10 +210,16 @@ def replay(recording: Recording, *, cost_model: Path | None, router: str | None,
         cost=cost,
         num_replicas=meta.num_gpus // meta.tensor_parallel_size,
         router=router or meta.router or "round_robin",
-        seed=seed,
+        seed=(meta.seed or 0) if seed is None else seed,
         acceptance=acceptance,
     )
-    return Replay(recording, path, simulate(scenario))
+    return Replay(recording, path, *until_cut(scenario, meta.cut_s))
+
+
+def until_cut(scenario: Scenario, cut_s: float | None) -> tuple[Result, Result]:
+    """The scenario served to its end, and until the cut: the same where there was none."""
+    whole = simulate(scenario)
+    return whole, whole if cut_s is None else simulate(replace(scenario, horizon_s=cut_s))
 
 
 def _engine(recording: Recording, artifact: Artifact) -> EngineConfig:
@@ -212,6 +233,9 @@ def _engine(recording: Recording, artifact: Artifact) -> EngineConfig:
             block_size=artifact.memory.block_size,
             num_gpu_blocks=meta.num_gpu_blocks_override or _blocks(meta, artifact.memory),
             enable_chunked_prefill=engine.enable_chunked_prefill,
+            enable_prefix_caching=meta.prefix_caching,
+            long_prefill_token_threshold=engine.long_prefill_token_threshold,
+            enforce_eager=engine.enforce_eager,
             scheduling_policy=meta.scheduling_policy,
             async_scheduling=engine.async_scheduling,
             speculative=recording.drafts()[0],
@@ -251,7 +275,6 @@ def write_prediction(prediction: Replay, out: Path) -> None:
 
 def _summary(prediction: Replay, columns: dict[str, NDArray[Any]]) -> dict[str, Any]:
     result, recording = prediction.result, prediction.recording
-    duration_s = duration(result.requests.arrival_ns / NS_PER_S, columns["e2e_s"])
     tpot_s = tpot(columns["ttft_s"], columns["e2e_s"], result.requests.output_tokens)
     return {
         "trace": recording.meta.name,
@@ -264,10 +287,10 @@ def _summary(prediction: Replay, columns: dict[str, NDArray[Any]]) -> dict[str, 
         "itl_p50_s": quantiles(columns["itl_p50_s"]),
         "itl_p99_s": quantiles(columns["itl_p99_s"]),
         "itl_max_s": quantiles(columns["itl_max_s"]),
-        "duration_s": duration_s,
-        "output_tokens_per_s": float(result.requests.output_tokens.sum()) / duration_s,
+        "duration_s": prediction.duration_s,
+        "output_tokens_per_s": float(prediction.until_cut.emitted_tokens.sum()) / prediction.duration_s,
         "num_gpu_blocks": result.scenario.engine.num_gpu_blocks,
-        "preemptions": int(result.preemptions.sum()),
+        "preemptions": int(prediction.until_cut.preemptions.sum()),
     }
 
 

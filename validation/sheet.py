@@ -53,7 +53,7 @@ def sheet(comparison: Comparison) -> go.Figure:
 
 
 def _courses(figure: Any, comparison: Comparison) -> None:
-    timeline, engine = comparison.replay.result.timeline, comparison.replay.result.scenario.engine
+    timeline, engine = comparison.replay.until_cut.timeline, comparison.replay.result.scenario.engine
     time_s = timeline.time_ns / NS_PER_S
     shown = slice(None, None, max(len(time_s) // POINTS, 1))
     simulated = {

@@ -58,13 +58,14 @@ def _scheduler(comparison: Comparison) -> SchedulerErrors:
     result = alone.result
     ttft_s, e2e_s = ((column - result.sent_ns) / NS_PER_S for column in (result.first_token_ns, result.finish_ns))
     simulated = {"e2e_s": e2e_s, "tpot_s": tpot(ttft_s, e2e_s, result.requests.output_tokens), "ttft_s": ttft_s}
-    counts = preempted(result.preemptions.astype(np.float64), comparison.measured.get("preemptions"), comparison.steps)
+    counts = preempted(alone.preemptions.astype(np.float64), comparison.measured.get("preemptions"), comparison.steps)
     errors = {name: _errors(column, comparison.measured[name]) for name, column in simulated.items()}
     return SchedulerErrors(errors, counts, alone.same_composition)
 
 
 def _errors(simulated: Float64, measured: Float64) -> dict[str, float | None]:
-    of_simulated, of_measured = quantiles(simulated), quantiles(measured)
+    both = np.isfinite(simulated) & np.isfinite(measured)
+    of_simulated, of_measured = quantiles(simulated[both]), quantiles(measured[both])
     if of_simulated is None or of_measured is None:
         return dict.fromkeys(STATISTICS)
     return {name: relative(of_simulated[name], of_measured[name]) for name in STATISTICS}

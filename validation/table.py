@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from validation.compare import LABELS, PER_REQUEST, Comparison, Row, relative
@@ -26,10 +27,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "cost_model": shown(comparison.replay.cost_model),
         "in_sample": comparison.replay.in_sample,
         "requests": len(comparison.replay.result.requests),
+        "unfinished": comparison.unfinished,
         "errors": {
             **{name: row.errors for name, row in comparison.rows.items()},
-            "duration_s": totals["duration_s"],
-            "output_tokens_per_s": totals["output_tokens_per_s"],
+            "duration_s": totals.get("duration_s"),
+            "output_tokens_per_s": totals.get("output_tokens_per_s"),
             "num_gpu_blocks": totals.get("num_gpu_blocks"),
             "e2e_s_mean_abs": comparison.mean_abs["e2e_s"],
         },
@@ -37,6 +39,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "preempted_requests": {
             name: getattr(preempted, name) for name in ("both", "only_measured", "only_simulated") if preempted.both is not None
         },
+        "prefix_cache": comparison.prefix_cache and asdict(comparison.prefix_cache),
         "intervals": {name: row.intervals for name, row in comparison.rows.items() if any(row.intervals.values())},
         "mean_abs_errors": comparison.mean_abs,
         "average_abs_error": comparison.average_abs,
@@ -51,6 +54,7 @@ def as_text(comparison: Comparison) -> str:
     lines = [
         f"{replay.recording.meta.name}: {len(replay.result.requests):,} requests",
         f"cost model {shown(replay.cost_model)} ({replay.sample})",
+        *_cut(comparison),
         "",
         f"{'simulated / measured − 1':<28}"
         + "".join(f"{name:>9}" for name in STATISTICS)
@@ -63,8 +67,15 @@ def as_text(comparison: Comparison) -> str:
         lines.append(f"{label:<28}{percent(relative(simulated, measured)):>9}{'':27}{shown_value:>17}")
     for name in PER_REQUEST:
         lines.append(f"{f'{LABELS[name]}, mean |error|':<28}{comparison.mean_abs[name]:>9.2%}")
-    lines.append(_preemptions(comparison))
+    lines += [_preemptions(comparison), *_prefix_cache(comparison)]
     return "\n".join(lines)
+
+
+def _cut(comparison: Comparison) -> list[str]:
+    cut_s = comparison.replay.recording.meta.cut_s
+    if cut_s is None:
+        return []
+    return [f"cut after {cut_s:.1f} s: {comparison.unfinished} requests had not ended then; they are simulated, not compared"]
 
 
 def _line(name: str, row: Row) -> str:
@@ -80,6 +91,15 @@ def _preemptions(comparison: Comparison) -> str:
     if found.both is not None and (found.simulated or found.measured):
         line += f"   requests: {found.both} in both, {found.only_measured} only measured, {found.only_simulated} only simulated"
     return line
+
+
+def _prefix_cache(comparison: Comparison) -> list[str]:
+    cache = comparison.prefix_cache
+    if cache is None:
+        return []
+    here, there = (hits / cache.prompt_tokens for hits in (cache.simulated_hits, cache.measured_hits))
+    same = f"as many in {cache.same_requests} of {cache.requests} requests"
+    return [f"{'prompt tokens from the cache':<28}{here:>9.2%}{'':27}{there:>17.2%}   {same}"]
 
 
 def percent(error: float | None) -> str:

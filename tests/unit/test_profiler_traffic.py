@@ -97,8 +97,8 @@ def test_every_replica_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_row_says_what_the_client_saw() -> None:
-    seen = Seen("7", prompt_tokens=5)
-    seen.sent_s, seen.output_s, seen.num_tokens = 10.5, [11.0, 11.5, 12.5], 5
+    seen = Seen("7", prompt_tokens=5, output_tokens=5)
+    seen.sent_s, seen.output_s, seen.received_tokens, seen.ended = 10.5, [11.0, 11.5, 12.5], 5, True
     row: dict[str, Any] = seen.row(start_s=10.0)
     assert (row["arrival_s"], row["ttft_s"], row["e2e_s"], row["output_tokens"]) == (0.5, 0.5, 2.0, 5)
     # Two tokens came with others: four gaps, of 0.5, 1, 0 and 0 s.

@@ -178,12 +178,10 @@ def test_a_speculative_trace_is_replayed_with_its_drafts(
     assert (result.emitted_tokens == result.requests.output_tokens).all()
 
 
-@pytest.mark.parametrize(
-    "change", [{"prefix_caching": True}, {"speculative": {"method": "ngram"}}, {"num_gpus": 3, "tensor_parallel_size": 2}]
-)
+@pytest.mark.parametrize("change", [{"speculative": {"method": "ngram"}}, {"num_gpus": 3, "tensor_parallel_size": 2}])
 def test_what_is_not_modelled_is_refused(trace: Path, change: dict[str, Any]) -> None:
     edit_meta(trace, **change)
-    with pytest.raises(UserError, match=r"meta\.json: .*(prefix_caching|speculative|num_gpus)"):
+    with pytest.raises(UserError, match=r"meta\.json: .*(speculative|num_gpus)"):
         Recording.read(trace)
 
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,12 +16,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from profiler.export import export
 from profiler.fit_profile import fit_profile
 from profiler.raw import Raw
 from profiler.trace import TraceMeta
 from simulator.cost import CostModel
 from simulator.simulate import Scenario, simulate
 from simulator.workload import generate, validate
+from validation.compare import compare
+from validation.replay import Recording, replay
+from validation.split import split
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -138,7 +143,7 @@ def test_the_trace_says_what_was_served(trace: Path) -> None:
     assert 0 < overheads["egress_s"] < 1
 
 
-def test_one_engine_start_records_several_traces(tmp_path: Path) -> None:
+def test_one_engine_start_records_several_traces(tmp_path: Path, profile: Path) -> None:
     traffic = (
         "workload.lengths.max_tokens=96",
         "max_model_len=2048",
@@ -168,6 +173,62 @@ def test_one_engine_start_records_several_traces(tmp_path: Path) -> None:
     # Heads of 300 tokens are computed once a group: the cache was emptied before each trace, and then served.
     recomputed = steps[light]["prefill_tokens"].sum() - (requests[light]["prompt_tokens"] - 300).sum()
     assert 300 <= recomputed < 300 * len(requests[light])
+    # A replay finds in its cache what the engine found; on the measured durations its scheduler decides as the engine's did.
+    cost_model = export(fit_profile(Raw.read(profile))[0], tmp_path / "models")
+    for folder in (light, over):
+        comparison = compare(replay(Recording.read(folder), cost_model=cost_model, router=None, seed=0))
+        cache, scheduler = comparison.prefix_cache, split(comparison).scheduler
+        assert cache is not None
+        assert cache.measured_hits == requests[folder]["cached_tokens"].sum() > 0
+        assert cache.same_requests >= 0.9 * cache.requests
+        assert scheduler is not None
+        assert scheduler.same_composition > 0.9
+        assert scheduler.preemptions.simulated == pytest.approx(scheduler.preemptions.measured, rel=0.1)
+
+
+@pytest.mark.parametrize("client", ["engine", "http"])
+def test_what_is_stopped_keeps_what_it_has(tmp_path: Path, client: str) -> None:
+    """As `timeout` does it: a signal to the whole process group, the engine's included."""
+    out, told = tmp_path / "cut", tmp_path / "stderr"
+    traffic = (
+        f"client={client}",
+        "workload.arrivals.rate=20",
+        "workload.lengths.max_tokens=400",
+        "duration_s=200",
+        "num_gpu_blocks_override=24",
+    )
+    with told.open("w") as stderr:
+        arguments = command(*traffic, f"out={out}", module="profiler.record")
+        recorder = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True)
+    until_s = time.monotonic() + 2 * START_S
+    while time.monotonic() < until_s and not re.search(r" [1-9]\d+/\d+ \[", told.read_text()):
+        time.sleep(0.1)
+    os.killpg(recorder.pid, signal.SIGTERM)
+    said, _ = recorder.communicate(timeout=120)
+    assert recorder.returncode == 130, told.read_text()
+    requests, steps = (pd.read_csv(out / f"{name}.csv.gz") for name in ("requests", "steps"))
+    unfinished = requests["e2e_s"].isna()
+    assert f"{unfinished.sum()} requests unfinished" in said
+    assert 0 < unfinished.sum() < len(requests)
+    assert (requests["received_tokens"] == requests["output_tokens"])[~unfinished].all()
+    assert (requests["received_tokens"] < requests["output_tokens"])[unfinished].all()
+    assert (requests["ttft_s"].isna() == (requests["received_tokens"] == 0)).all()
+    # Some tokens were on their way when the client stopped to listen.
+    assert 0 <= steps["emitted_tokens"].sum() - requests["received_tokens"].sum() <= 4 * 32
+    assert requests["preemptions"].sum() == steps["preempted"].sum() > 0
+    meta = json.loads((out / "meta.json").read_text())
+    assert meta["cut_s"] == meta["duration_s"] > requests["arrival_s"].max()
+    assert steps["schedule_s"].max() <= meta["cut_s"]
+    again = generate(validate({"kind": "replay", "path": str(out)}), 0, max_model_len=1024)
+    assert again.requests.output_tokens.sum() == requests["output_tokens"].sum()
+
+
+def test_a_budget_that_the_start_takes_is_said(tmp_path: Path) -> None:
+    done = subprocess.run(command(f"out={tmp_path}", "budget_s=9", module="profiler.record"), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "budget_s=9 went into the engine's start" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_through_the_server_the_same_is_recorded(tmp_path: Path) -> None:
