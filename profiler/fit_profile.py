@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from profiler.export import export, write_text
+from profiler.export import export
+from profiler.files import write_text
 from profiler.fit import MODES, Mode, StepTimeRegressor, feature_domain
 from profiler.gpu_time import fit_gpu_time
 from profiler.judge import error_rows, residuals

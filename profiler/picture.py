@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from profiler.effect import CONTEXT, Measured, measured
 from profiler.effect_figure import HEIGHT, WIDTH, figure
 from profiler.effect_words import ABOUT, words
-from profiler.export import write_text
+from profiler.files import write_text
 from simulator.artifacts.models import MODELS
 from simulator.errors import UserError
 from simulator.reporting.page import CONFIG, STYLE

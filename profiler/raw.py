@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from profiler.export import write_bytes
+from profiler.files import write_bytes
 from simulator.cost import CostModel
 from simulator.errors import UserError
 
