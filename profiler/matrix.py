@@ -17,8 +17,6 @@ from simulator.artifacts.models import artifact_name, artifacts
 from simulator.errors import UserError
 
 WANTED = "wanted.csv"
-UNMEASURED = ("skewed",)
-"""Measurements that the profiler cannot make yet."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +121,7 @@ def _commands(missing: Iterable[Start]) -> list[str]:
     """The starts that are missing, in their order, as commands by slice."""
     said = []
     for part, starts in groupby(missing, key=lambda start: start.slice):
-        lines = [f"{start.command}{f'    # as {start.name}' if start.again else ''}" for start in starts if start.again not in UNMEASURED]
-        if lines:
-            listed = "\n".join(f"$ {line}" for line in lines)
-            said.append(f"<details><summary>Missing of {part}: {len(lines)}</summary>\n\n```console\n{listed}\n```\n\n</details>")
+        lines = [f"{start.command}{f'    # as {start.name}' if start.again else ''}" for start in starts]
+        listed = "\n".join(f"$ {line}" for line in lines)
+        said.append(f"<details><summary>Missing of {part}: {len(lines)}</summary>\n\n```console\n{listed}\n```\n\n</details>")
     return said
