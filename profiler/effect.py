@@ -32,7 +32,7 @@ NEAR = 64
 BEYOND = range(576, 4097, 64)
 """Batch sizes beyond the captured ones."""
 EQUAL = 0.03
-"""Times that differ by less are called equal: so far apart lie the steps of two profiles of one engine (`models/README.md`, repeats)."""
+"""Times that differ by less are called equal: so near lie nine in ten steps of a second profile (`models/README.md`, repeats)."""
 
 
 @dataclass(frozen=True, eq=False)

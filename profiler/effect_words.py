@@ -8,8 +8,8 @@ from profiler.effect import EQUAL, Effect, Measured, Ratio, Setting
 
 ABOUT = (
     "Dots are measured steps; lines are the cost models fitted to them, faint where the KV pool no longer holds the batch. A cross ends the"
-    f" batches that pool and seats hold. Times are the GPU's; tokens/s are as served, the launching thread's time included. "
-    f"Times within {EQUAL:.0%} of each other are called equal: two profiles of one engine lie so far apart. "
+    " batches that pool and seats hold. Times are the GPU's; tokens/s are as served, the launching thread's time included. "
+    f"Times within {EQUAL:.0%} of each other are called equal: so near lie nine in ten steps of a second profile of one engine. "
     "Of sizes measured of both settings it is said how far the lines' ratio is off the measured one, in the median. "
     "Random weights: what these numbers cannot show is accuracy."
 )
