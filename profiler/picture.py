@@ -88,7 +88,9 @@ def _section(each: Measured) -> str:
     drawing = figure(each).to_html(
         full_html=False, include_plotlyjs=False, config=CONFIG, default_width="100%", default_height=f"{HEIGHT}px"
     )
-    return f"<section><h2>{escape(_title(each))}</h2><ul>{found}</ul>{drawing}</section>"
+    # Six panels are not for a telephone's width: there they scroll.
+    scrolled = f'<div class="wide"><div style="min-width: 780px">{drawing}</div></div>'
+    return f"<section><h2>{escape(_title(each))}</h2><ul>{found}</ul>{scrolled}</section>"
 
 
 def _bold(sentence: str) -> str:
