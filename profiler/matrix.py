@@ -62,6 +62,8 @@ class Start:
             options["opt.kv_cache_dtype"] = self.kv_cache_dtype
         if self.tensor_parallel_size > 1:
             options["tensor_parallel_size"] = str(self.tensor_parallel_size)
+        if self.again:  # not into the folder of the first, which it would continue
+            options["out"] = f"results/profiles/{self.gpu}/{self.model}/{self.name}"
         words = [*(f"{key}={value}" for key, value in options.items()), *self.options.split()]
         return shlex.join(["python", "-m", "profiler", *words])
 
@@ -118,10 +120,10 @@ def matrix(root: Path) -> str:
 
 
 def _commands(missing: Iterable[Start]) -> list[str]:
-    """The starts that are missing, in their order, as commands by slice."""
+    """The starts that are missing, in their order, as commands by slice. What is measured again is kept by `profiler.again`."""
     said = []
     for part, starts in groupby(missing, key=lambda start: start.slice):
-        lines = [f"{start.command}{f'    # as {start.name}' if start.again else ''}" for start in starts]
-        listed = "\n".join(f"$ {line}" for line in lines)
-        said.append(f"<details><summary>Missing of {part}: {len(lines)}</summary>\n\n```console\n{listed}\n```\n\n</details>")
+        commands = [start.command for start in starts]
+        listed = "\n".join(f"$ {command}" for command in commands)
+        said.append(f"<details><summary>Missing of {part}: {len(commands)}</summary>\n\n```console\n{listed}\n```\n\n</details>")
     return said
