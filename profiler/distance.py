@@ -19,10 +19,10 @@ from profiler.raw import Raw
 from simulator.errors import UserError
 
 BATCH = (
-    "graph_mode", "padded_tokens", "prefill_seqs", "prefill_tokens", "prefill_context_tokens", "decode_seqs", "decode_context_max_tokens",
-    "verify_tokens",
+    "graph_mode", "padded_tokens", "prefill_seqs", "prefill_tokens", "prefill_context_tokens", "decode_seqs", "decode_context_tokens",
+    "decode_context_max_tokens", "verify_tokens",
 )  # fmt: skip
-"""What two steps share that count as the same; contexts to the nearest `NEAR` tokens."""
+"""What two steps share that count as the same; contexts, and their mean over the sequences, to the nearest `NEAR` tokens."""
 NEAR = 64
 
 
@@ -58,6 +58,7 @@ def _rows(raw: Raw) -> pd.DataFrame:
     steps = raw.steps
     steps = steps[steps["queued"] & (steps.get("peaked", pd.Series(True, index=steps.index)) != False)]  # noqa: E712  # older: no value
     near = {name: (steps[name] / NEAR).round() for name in BATCH if "context" in name}
+    near["decode_context_tokens"] = (steps["decode_context_tokens"] / steps["decode_seqs"].clip(lower=1) / NEAR).round()
     steps = steps.assign(after_s=steps["gpu_s"] - steps["forward_s"], **near)
     return steps.groupby(list(BATCH))[["forward_s", "after_s"]].median()
 

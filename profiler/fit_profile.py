@@ -23,14 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from profiler.export import export, write_text
+from profiler.export import export
+from profiler.files import write_text
 from profiler.fit import MODES, Mode, StepTimeRegressor, feature_domain
 from profiler.gpu_time import fit_gpu_time
 from profiler.judge import error_rows, residuals
 from profiler.launch_time import launch_regimes, launches_in_engine
 from profiler.options import aliases
 from profiler.profiled import Profiled, from_raw
-from profiler.raw import Raw
+from profiler.raw import Raw, after_of
 from profiler.service import SERVICE, Service, read_service
 from simulator.artifacts.artifact import Artifact, Measurement, Memory, MemoryParts, Overheads, Provenance, Regime
 from simulator.artifacts.models import MODELS, artifact_name
@@ -98,12 +99,6 @@ def _artifact(meta: Mapping[str, Any]) -> str:
     """Where the cost model of a profile lies below `models/`."""
     name = artifact_name(meta["weights"], meta["kv_cache_dtype"], meta["tensor_parallel_size"])
     return f"{meta['gpu']}/{meta['model']}/{name}"
-
-
-def after_of(artifact: Path) -> Raw | None:
-    """The measurements from which a shipped artifact has what its own profile did not time; None: it needs no others."""
-    after = CostModel.load(artifact).artifact.provenance.after
-    return Raw.read(artifact.parents[2] / after) if after else None
 
 
 def service_of(profile: Path, raw: Raw, models: Path) -> Path | None:

@@ -87,6 +87,8 @@ class Profile(Strict):
     max_num_seqs: int | None = Field(ge=1)
     num_gpu_blocks_override: int | None = Field(ge=2)
     weight_values: Literal["dummy", "realistic"]
+    moe_routing: Literal["uniform_random", "normal_routing"] | None
+    """Which experts get a token; None: as the router of random weights decides."""
     sampling: Sampling
     budget_s: float | None = Field(gt=0)
     """For the whole run, engine start included; None: as long as it takes."""

@@ -25,6 +25,9 @@ keep_own_lm_head()  # vLLM imports this module in each of its workers before it 
 _HOLD_CYCLES = 100_000_000
 _GIVEN_ROWS = 128
 """Rows of prepared logits; larger batches get them several times."""
+_FILLED_ROWS = 1024
+_LARGEST_SIGMAS = 5.0
+"""Standard deviations from zero of the largest of a matrix of normal weights, to which its scale is fitted."""
 
 
 class _Timed:
@@ -97,11 +100,16 @@ class WorkerExtension:
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch ships no types here
     def probe_randomize_weights(self: Any) -> None:
-        """Replaces vLLM's dummy weights (±0.001) by normal ones of the scale that real models have."""
+        """Replaces vLLM's dummy weights (±0.001) by normal ones of the scale that real models have.
+
+        Of quantized weights it leaves less: rounded to 8 bits nearly all of them are zero, and 4-bit ones are memory as it was found
+        (vLLM 0.26 `model_executor/model_loader/weight_utils.py` `initialize_single_dummy_weight`). Scales and indices stay.
+        """
         for name, parameter in self.model_runner.get_model().named_parameters():
             if not parameter.is_floating_point() or parameter.element_size() == 1:
-                continue  # quantized weights stay as vLLM's dummy loader left them
-            if parameter.dim() >= 2:
+                if name.endswith("weight"):
+                    _fill_quantized(parameter.data)
+            elif parameter.dim() >= 2:
                 parameter.data.normal_(0.0, 0.02)
             elif "norm" in name:
                 parameter.data.fill_(1.0)
@@ -309,6 +317,18 @@ class Probe:
 
     def _between(self, begin: Any, end: Any) -> float:
         return float(begin.elapsed_time(end) / 1e3 if self.on_gpu else end - begin)
+
+
+def _fill_quantized(weight: torch.Tensor) -> None:
+    """Random bits where values are packed into integers; in 8 bits normal values, of which the largest are nearly the type's largest."""
+    if not weight.is_floating_point():
+        limits = torch.iinfo(weight.dtype)
+        weight.random_(limits.min, limits.max)
+        return
+    largest = torch.finfo(weight.dtype).max
+    for rows in weight.split(_FILLED_ROWS):  # a part at a time: the GPU is full
+        values = torch.randn(rows.shape, dtype=torch.bfloat16, device=rows.device)
+        rows.copy_(values.mul_(largest / _LARGEST_SIGMAS).clamp_(-largest, largest))
 
 
 def _tensors(caches: Any) -> list[torch.Tensor]:

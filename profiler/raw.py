@@ -12,7 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from profiler.export import write_bytes
+from profiler.files import write_bytes
+from simulator.cost import CostModel
 from simulator.errors import UserError
 
 COLUMNS = (
@@ -82,3 +83,9 @@ class Raw:
         """
         for name, text in (("profile.json", self.profile_json), ("steps.csv", self.steps_csv)):
             write_bytes(artifact.with_suffix(f".{name}.gz"), gzip.compress(text.encode(), mtime=0))
+
+
+def after_of(artifact: Path) -> Raw | None:
+    """The measurements from which a shipped artifact has what its own profile did not time; None: it needs no others."""
+    after = CostModel.load(artifact).artifact.provenance.after
+    return Raw.read(artifact.parents[2] / after) if after else None

@@ -74,7 +74,9 @@ def _identity(profile: Profile, device: str) -> dict[str, Any]:
     """What must agree between runs that share a file of points."""
     import vllm
 
-    asked = profile.model_dump(mode="json", exclude={"budget_s", "out", "verbose", "workload", "kinds"})
+    # A profile that leaves routing alone continues points from before there was a choice.
+    unset = {"moe_routing"} if profile.moe_routing is None else set()
+    asked = profile.model_dump(mode="json", exclude={"budget_s", "out", "verbose", "workload", "kinds"} | unset)
     return {"format_version": 1, **asked, "device": device, "vllm": vllm.__version__}
 
 
@@ -109,6 +111,7 @@ def _write(
         "model": profile.model.shape,
         "weights": profile.opt.weights,
         "weight_values": profile.weight_values,
+        "moe_routing": profile.moe_routing,
         "kv_cache_dtype": profile.opt.kv_cache_dtype,
         "prefix_caching": profile.opt.enable_prefix_caching,
         "speculative": profile.opt.speculative and profile.opt.speculative.model_dump(mode="json"),

@@ -69,6 +69,8 @@ def prepare_environment(profile: Profile, *, in_process: bool) -> None:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if in_process else "1"
+    if profile.moe_routing:  # vLLM 0.26 `model_executor/layers/fused_moe/router/routing_simulator_router.py`
+        os.environ["VLLM_MOE_ROUTING_SIMULATION_STRATEGY"] = profile.moe_routing
 
 
 def vllm_config(profile: Profile, *, engine_args: str = "EngineArgs") -> Any:

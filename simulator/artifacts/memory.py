@@ -20,9 +20,19 @@ def num_gpu_blocks(memory: Memory, *, gpu_memory_utilization: float, max_num_bat
     measured = (memory.gpu_memory_utilization, memory.max_num_batched_tokens, memory.max_num_seqs)
     if (gpu_memory_utilization, max_num_batched_tokens, max_num_seqs) == measured:
         return memory.num_gpu_blocks
-    parts = memory.parts
-    if parts is None:
+    if memory.parts is None:
         return None
+    return accounted(
+        memory,
+        memory.parts,
+        gpu_memory_utilization=gpu_memory_utilization,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=max_num_seqs,
+    )
+
+
+def accounted(memory: Memory, parts: MemoryParts, *, gpu_memory_utilization: float, max_num_batched_tokens: int, max_num_seqs: int) -> int:
+    """The blocks that follow from `parts` alone, whatever `memory.num_gpu_blocks` says; `memory` tells the settings of their start."""
     taken = parts.weights_bytes + parts.non_torch_bytes + parts.graphs_estimate_bytes + parts.activation_peak_bytes
     # Smaller settings free nothing: a start at 2,048 tokens and 256 seats peaked at 1.04 GiB, one at 8,192 and 1,024 at 1.13, though runs
     # repeated within one start say 0.26 and 1.03. What vLLM takes once, at its first run, is the floor.

@@ -10,6 +10,7 @@ import pytest
 from profiler.distance import distance, main
 from profiler.raw import Raw
 from simulator.artifacts.models import MODELS
+from simulator.errors import UserError
 
 OWNER = MODELS / "h100-sxm" / "r1-distill-qwen-7b" / "bf16-kv_auto-tp1.json"
 
@@ -61,3 +62,15 @@ def test_profiles_of_different_things_are_said_to_be(capsys: pytest.CaptureFixtu
     replace(raw, steps_csv=steps.to_csv(index=False)).write(tmp_path / "other.json")
     assert main([f"a={OWNER}", f"b={tmp_path / 'other.json'}"]) == 2
     assert "no batch in common" in capsys.readouterr().err
+
+
+def test_batches_of_one_size_and_longest_context_are_not_the_same_if_the_others_are_shorter() -> None:
+    """Even batches, and those of which all but one sequence are short, take different times."""
+    raw = Raw.read(OWNER)
+    steps = pd.read_csv(StringIO(raw.steps_csv))
+    several = steps[steps["point"].str.startswith("decode ") & (steps["decode_seqs"] > 1)]
+    spread = several[several["point"].str.endswith(" spread")]
+    even = several[several["point"].isin(spread["point"].str.removesuffix(" spread").unique())]
+    assert even["point"].nunique() > 3
+    with pytest.raises(UserError, match="no batch in common"):
+        distance(replace(raw, steps_csv=even.to_csv(index=False)), replace(raw, steps_csv=spread.to_csv(index=False)))
