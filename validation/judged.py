@@ -14,7 +14,7 @@ from validation.repeat import Repeatability
 from validation.split import Split
 from validation.table import as_json, as_text, percent
 
-IN_SAMPLE, LENT = "*", "†"
+IN_SAMPLE = "*"
 COLUMNS = (
     *(("E2E", "e2e_s", statistic) for statistic in ("mean", "p50", "p90", "p99")),
     *(("TPOT", "tpot_s", statistic) for statistic in ("mean", "p50", "p90", "p99")),
@@ -38,9 +38,7 @@ class Judged:
     @property
     def marked_name(self) -> str:
         """With a mark for what a fit has seen of the trace."""
-        replay = self.comparison.replay
-        lent = replay.recording.lent_overheads(replay.result.scenario.cost.artifact)
-        return self.name + (IN_SAMPLE if replay.in_sample else LENT if lent else "")
+        return self.name + (IN_SAMPLE if self.comparison.replay.in_sample else "")
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -173,10 +171,7 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
 
 def legend(judged: Sequence[Judged]) -> list[str]:
     """What the marks mean, as far as they occur."""
-    marks = "".join(each.marked_name[-1] for each in judged)
     told = ["repeats: E2E and TPOT of the same requests measured again, |a / b − 1| of the means; –: measured once"]
-    if IN_SAMPLE in marks:
+    if any(each.comparison.replay.in_sample for each in judged):
         told.append(f"{IN_SAMPLE} in sample: the cost model was fitted to this very trace")
-    if LENT in marks:
-        told.append(f"{LENT} step times never saw this trace; ways from and to the client were read off it")
     return told

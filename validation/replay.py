@@ -126,10 +126,6 @@ class Recording:
         """Whether the cost model was fitted to this very trace, so that a replay is in-sample."""
         return self.meta.name == artifact.provenance.source or self._sha256() == artifact.provenance.sha256
 
-    def lent_overheads(self, artifact: Artifact) -> bool:
-        """Whether the cost model's ways from and to the client were read off this trace, as its note says where they were."""
-        return self.meta.name in artifact.provenance.note
-
     def _sha256(self) -> str:
         # Over names and bytes, as the fit hashes the trace that it reads.
         digest = sha256()
@@ -157,12 +153,7 @@ class Replay:
     @property
     def sample(self) -> str:
         """What the cost model has seen of the trace, in words."""
-        artifact = self.result.scenario.cost.artifact
-        if self.in_sample:
-            return "in-sample: the cost model was fitted to this very trace"
-        if self.recording.lent_overheads(artifact):
-            return "step times never saw this trace; ways from and to the client were read off it"
-        return "the cost model never saw this trace"
+        return "in-sample: the cost model was fitted to this very trace" if self.in_sample else "the cost model never saw this trace"
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Columns of a prediction's `requests.parquet`, one row a request in the order of arrival; seconds, NaN: no second token."""
