@@ -97,6 +97,11 @@ class Cluster:
         return int(self.env.now)
 
     @property
+    def heeds_content(self) -> bool:
+        """Whether it matters what prompts begin with."""
+        return any(group.engine.enable_prefix_caching for group in self.groups)
+
+    @property
     def outstanding(self) -> int:
         """Requests accepted, and neither finished nor left by their clients."""
         return sum(replica.outstanding for replica in self.replicas)

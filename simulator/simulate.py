@@ -29,7 +29,7 @@ from simulator.routers import TOKEN_COUNTING, make_router
 from simulator.speculation import Acceptance, Drafting
 from simulator.step.sequence import NEVER
 from simulator.step.steplog import StepLog
-from simulator.workload import Sessions, Workload
+from simulator.workload import Workload
 
 Int64 = NDArray[np.int64]
 
@@ -206,19 +206,6 @@ def _check_together(scenario: Scenario) -> None:
         )
     if engine.speculative is not None and (scenario.policy != VLLM or scenario.router in TOKEN_COUNTING):
         raise UserError("speculation is not simulated together with policy, nor with routers that count tokens; choose other routers")
-    if engine.enable_prefix_caching and scenario.policy != VLLM:
-        raise UserError("enable_prefix_caching together with policy is not simulated: give one of them up")
-    _check_prefixes(scenario)
-
-
-def _check_prefixes(scenario: Scenario) -> None:
-    asked = [name for name in ("clients", "others", "outages", "autoscaling", "disaggregation") if getattr(scenario, name)]
-    for feature, used in (
-        ("enable_prefix_caching", scenario.engine.enable_prefix_caching),
-        ("a workload of sessions", isinstance(scenario.workload.loop, Sessions)),
-    ):
-        if used and asked:
-            raise UserError(f"{feature} together with {', '.join(asked)} is not simulated yet: give one of them up")
 
 
 def _result(scenario: Scenario, cluster: Cluster, clients: Clients, fleet: Fleet) -> Result:

@@ -48,14 +48,29 @@ class PrefixCache(BlockPool):
         """Free blocks with a hash, the next to be taken first; a finished request's own ones are one entry: their number."""
         self._queued = 0
 
+    @classmethod
+    def after(cls, pool: BlockPool, holding: Iterable[Sequence], block_size: int) -> PrefixCache:
+        """Takes over from a pool that only counted while there was nothing that could have been found.
+
+        No lookup ever finds what was freed until now, and all that is freed with a hash from now on lies behind it in the queue:
+        so many blocks are all that has to be known of it.
+        """
+        cache = cls(pool.usable_blocks, block_size)
+        cache.free_blocks = pool.free_blocks
+        cache._held = {sequence: [] for sequence in holding}
+        if pool.free_blocks:
+            cache._queue[object()] = cache._queued = pool.free_blocks
+        return cache
+
     def lookup(self, sequence: Sequence) -> Hit:
         """The longest run of full blocks from the start that are there, the last token always left to compute."""
         self._settle()
         content = _content(sequence)
-        limit = (sequence.num_tokens - 1) // self._size
+        size = self._size
+        limit = (sequence.num_tokens - 1) // size
         # What a request has alone, it can only find after its own preemption.
         found, held = [], 0
-        for key in content.keys(0, limit if sequence.preemptions else min(limit, content.shared_blocks)):
+        for key in content.keys(0, limit if sequence.preemptions else min(limit, content.shared_tokens // size), size):
             block = self._cached.get(key)
             if block is None:
                 break
@@ -76,21 +91,21 @@ class PrefixCache(BlockPool):
     def keep(self, sequence: Sequence) -> None:
         """A piece of a prompt was scheduled: from now on, its full blocks can be found, though they are still to be computed."""
         content, blocks = _content(sequence), self._held[sequence]
-        upto = min(sequence.hashed_tokens // self._size, content.shared_blocks)
-        blocks.extend(map(self._insert, content.keys(len(blocks), upto)))
+        upto = min(sequence.hashed_tokens, content.shared_tokens) // self._size
+        blocks.extend(map(self._insert, content.keys(len(blocks), upto, self._size)))
 
     def release(self, sequence: Sequence) -> None:
         """A preempted sequence loses its blocks; it may find those with a hash again."""
         self._give_back(sequence, sequence.hashed_tokens // self._size)
 
     def retire(self, sequence: Sequence) -> None:
-        """A finished sequence gives its blocks back; what was its own, nobody looks up any more."""
-        self._give_back(sequence, min(sequence.hashed_tokens // self._size, _content(sequence).shared_blocks))
+        """A sequence that is over gives its blocks back; what was its own, nobody looks up any more."""
+        self._give_back(sequence, min(sequence.hashed_tokens, _content(sequence).shared_tokens) // self._size)
 
     def _give_back(self, sequence: Sequence, findable: int) -> None:
         self._settle()
         blocks = self._held.pop(sequence)
-        blocks.extend(map(self._insert, _content(sequence).keys(len(blocks), findable)))
+        blocks.extend(map(self._insert, _content(sequence).keys(len(blocks), findable, self._size)))
         forgotten = sequence.hashed_tokens // self._size - len(blocks)
         freed = sequence.blocks - len(blocks)
         # The tail goes first, so that it is taken first.

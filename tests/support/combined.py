@@ -1,0 +1,78 @@
+"""Random services with several optimizations at once: what is examined alone elsewhere, together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from simulator.policies.policy import Policy
+from simulator.simulate import Scenario
+from tests.support.cases import Case, random_case
+from tests.support.fleets import fleet_scenario, split_scenario
+from tests.support.impatient import impatient_scenario
+from tests.support.prefixes import caching, conversations, sharing
+from tests.support.remedies import compatible, random_policy, random_remedied_case, random_remedied_scenario, with_predictions
+
+Make = Callable[[int], Scenario]
+
+
+def cached(make: Make, seed: int) -> Scenario:
+    """The scenario with prefix caching: of prompts with much in common, every fourth time of prompts with nothing, or of conversations."""
+    scenario = make(seed)
+    workload = scenario.workload
+    if seed % 4 == 0:
+        workload = conversations(seed, min(group.engine.max_model_len for group in scenario.groups))
+    elif seed % 4 != 1:
+        workload = replace(workload, requests=sharing(workload.requests, seed))
+    # A second pool may have other blocks, or remember nothing.
+    sizes = np.random.default_rng([seed, 6]).choice([0, 1, 3], len(scenario.others)).tolist()
+    others = tuple(
+        replace(group, engine=caching(group.engine.model_copy(update=_blocks_of(size, group.engine.usable_blocks)))) if size else group
+        for group, size in zip(scenario.others, sizes, strict=True)
+    )
+    return replace(scenario, workload=workload, engine=caching(scenario.engine), others=others)
+
+
+def _blocks_of(size: int, blocks: int) -> dict[str, int]:
+    """Options of a pool of blocks of this size with room for whatever the pool before had room for."""
+    return {"block_size": size, "num_gpu_blocks": blocks * 16 // size + 1}
+
+
+def everything(seed: int) -> Scenario:
+    """A fleet with impatient clients, under a policy, behind any router."""
+    scenario, rng = fleet_scenario(seed), np.random.default_rng([seed, 7])
+    remedied = random_remedied_scenario(seed)
+    policy: Policy = random_policy(rng)
+    requests = with_predictions(scenario.workload.requests, rng)
+    return replace(
+        scenario,
+        workload=replace(scenario.workload, requests=requests),
+        engine=compatible(scenario.engine, policy),
+        others=tuple(replace(group, engine=compatible(group.engine, policy)) for group in scenario.others),
+        policy=policy,
+        router=remedied.router,
+    )
+
+
+KINDS: dict[str, Make] = {
+    "policies": random_remedied_scenario,
+    "clients": impatient_scenario,
+    "fleets": fleet_scenario,
+    "prefill and decode apart": split_scenario,
+    "everything": everything,
+}
+
+
+def cached_remedied_case(seed: int) -> tuple[Case, Policy]:
+    """One engine with prefix caching under a policy; every fourth time, prompts have nothing in common."""
+    case, policy = random_remedied_case(seed)
+    return cached_case(seed, case), policy
+
+
+def cached_case(seed: int, case: Case | None = None) -> Case:
+    """One engine with prefix caching; every fourth time, prompts have nothing in common."""
+    case = case or random_case(seed)
+    requests = case.requests if seed % 4 == 1 else sharing(case.requests, seed)
+    return replace(case, requests=requests, engine=caching(case.engine))
