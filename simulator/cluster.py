@@ -16,6 +16,7 @@ from simulator.engine import EngineConfig
 from simulator.policies.policy import VLLM, Policy
 from simulator.replica import Replica, Snapshot
 from simulator.routers import Ask, Informed, Router
+from simulator.routers.prefix import PrefixAffine
 from simulator.speculation import Drafting
 from simulator.step.events import ARRIVAL, SAMPLE, Instant
 from simulator.step.sequence import NEVER, Sequence
@@ -99,7 +100,7 @@ class Cluster:
     @property
     def heeds_content(self) -> bool:
         """Whether it matters what prompts begin with."""
-        return any(group.engine.enable_prefix_caching for group in self.groups)
+        return isinstance(self.router, PrefixAffine) or any(group.engine.enable_prefix_caching for group in self.groups)
 
     @property
     def outstanding(self) -> int:
