@@ -70,7 +70,8 @@ class OptChoice(Spec):
 
     weights: str = "bf16"
     kv_cache_dtype: str = "auto"
-    enable_prefix_caching: bool = False
+    enable_prefix_caching: bool | None = None
+    """null: as vLLM does unless told otherwise, on."""
     speculative: dict[str, Any] | None = None
     quantization_config: dict[str, Any] | None = None
 
@@ -299,7 +300,8 @@ class Config(Spec):
         measured = {name: getattr(memory, name) for name in ("block_size", "max_model_len", "max_num_batched_tokens", "max_num_seqs")}
         share = given.pop("gpu_memory_utilization", memory.gpu_memory_utilization)
         blocks = override or blocks_for(memory, {**measured, **given}, share)
-        from_opt = {"enable_prefix_caching": self.opt.enable_prefix_caching}
+        caching = self.opt.enable_prefix_caching
+        from_opt = {} if caching is None else {"enable_prefix_caching": caching}
         merged = {**measured, **from_opt, **given, "num_gpu_blocks": blocks, "speculative": self.opt.drafts}
         try:
             return EngineConfig.model_validate(merged)

@@ -57,8 +57,8 @@ class EngineConfig(BaseModel):
     num_gpu_blocks: int = Field(ge=2)
     """Blocks of the pool, vLLM's null block included (one block is never handed out)."""
     enable_chunked_prefill: bool = True
-    enable_prefix_caching: bool = False
-    """vLLM's own default is on. Here whoever measures without it must not pay for it: a config's `opt` decides."""
+    enable_prefix_caching: bool = True
+    """Costs time only where there is something to find: prompts in common, or a request that was preempted."""
     long_prefill_token_threshold: int = Field(0, ge=0)
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     scheduler_reserve_full_isl: bool = True
@@ -76,7 +76,9 @@ class EngineConfig(BaseModel):
         drafting = options.get("speculative") if isinstance(options, dict) else None
         method = drafting.get("method") if isinstance(drafting, dict) else getattr(drafting, "method", None)
         if method in ("ngram", "draft_model"):
-            return {"async_scheduling": False, **options}
+            options = {"async_scheduling": False, **options}
+        if method is not None:
+            options = {"enable_prefix_caching": False, **options}
         return options
 
     @model_validator(mode="after")

@@ -99,8 +99,6 @@ class Recording:
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"{folder / 'meta.json'}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        if meta.prefix_caching:
-            raise UserError(f"{folder / 'meta.json'}: the engine ran with prefix_caching, which the simulator does not model yet")
         if meta.num_gpus % meta.tensor_parallel_size:
             raise UserError(
                 f"{folder / 'meta.json'}: num_gpus {meta.num_gpus} is not a multiple of tensor_parallel_size {meta.tensor_parallel_size}"
@@ -212,6 +210,7 @@ def _engine(recording: Recording, artifact: Artifact) -> EngineConfig:
             block_size=artifact.memory.block_size,
             num_gpu_blocks=meta.num_gpu_blocks_override or _blocks(meta, artifact.memory),
             enable_chunked_prefill=engine.enable_chunked_prefill,
+            enable_prefix_caching=meta.prefix_caching,
             scheduling_policy=meta.scheduling_policy,
             async_scheduling=engine.async_scheduling,
             speculative=recording.drafts()[0],

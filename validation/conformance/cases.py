@@ -42,7 +42,8 @@ class Case(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """For `from_json`."""
-        document = {"engine": self.engine.model_dump(exclude_defaults=True), "arrivals": self.arrivals}
+        engine = self.engine.model_dump(exclude_defaults=True) | {"enable_prefix_caching": self.engine.enable_prefix_caching}
+        document = {"engine": engine, "arrivals": self.arrivals}
         return document if self.drafting is None else document | {"drafting": asdict(self.drafting)}
 
     @classmethod
@@ -52,7 +53,9 @@ class Case(NamedTuple):
         if drafting is not None:
             acceptance = drafting["acceptance"] | {"rates": tuple(drafting["acceptance"]["rates"]), "growth": ()}
             drafting = Drafting(Acceptance(**acceptance), drafting["seed"])
-        return cls(EngineConfig(**document["engine"]), tuple(map(_arrival, document["arrivals"])), drafting)
+        # It was off unless said otherwise when the older samples were written.
+        engine = EngineConfig(**{"enable_prefix_caching": False} | document["engine"])
+        return cls(engine, tuple(map(_arrival, document["arrivals"])), drafting)
 
 
 def _arrival(row: list[Any]) -> Arrival:
@@ -161,6 +164,7 @@ def random_options(rng: np.random.Generator, max_model_len: int) -> dict[str, An
         "block_size": block_size,
         "num_gpu_blocks": usable_blocks + 1,
         "enable_chunked_prefill": chunked,
+        "enable_prefix_caching": False,
         "long_prefill_token_threshold": min(int(rng.choice([0, 0, 0, 1, 3, 12, 48])), max_model_len),
         "scheduling_policy": str(rng.choice(["fcfs", "priority"])),
         "scheduler_reserve_full_isl": bool(rng.random() < 0.6),
