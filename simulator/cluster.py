@@ -139,7 +139,8 @@ class Cluster:
         def finished(sequence: Sequence) -> None:
             self._finished(index, sequence)
 
-        replica = Replica(self.env, index, kind.engine, kind.cost, self._stride, finished, self._drafting, kind.policy)
+        drafting = None if kind.engine.speculative is None else self._drafting
+        replica = Replica(self.env, index, kind.engine, kind.cost, self._stride, finished, drafting, kind.policy)
         self.replicas.append(replica)
         self.group_of.append(group)
         self.started_ns.append(self.now_ns)

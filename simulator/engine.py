@@ -76,9 +76,7 @@ class EngineConfig(BaseModel):
         drafting = options.get("speculative") if isinstance(options, dict) else None
         method = drafting.get("method") if isinstance(drafting, dict) else getattr(drafting, "method", None)
         if method in ("ngram", "draft_model"):
-            options = {"async_scheduling": False, **options}
-        if method is not None:
-            options = {"enable_prefix_caching": False, **options}
+            return {"async_scheduling": False, **options}
         return options
 
     @model_validator(mode="after")
@@ -101,8 +99,6 @@ class EngineConfig(BaseModel):
                 f"max_model_len {self.max_model_len} does not fit into the KV cache of {capacity_tokens} tokens"
                 f" ({self.usable_blocks} blocks of {self.block_size}): lower max_model_len or give more blocks"
             )
-        if self.speculative is not None and self.enable_prefix_caching:
-            raise ValueError("speculative together with enable_prefix_caching is not simulated yet: leave one of them out")
         if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
             raise ValueError("enable_chunked_prefill: false needs max_num_batched_tokens of at least max_model_len")
         return self

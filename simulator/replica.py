@@ -75,7 +75,7 @@ class Replica:
             self.scheduler = Scheduler(engine, self.log, policy)
         else:
             self.log = ChunkLog()
-            self.scheduler = VerifyScheduler(engine, self.log, drafting)
+            self.scheduler = VerifyScheduler(engine, self.log, drafting, policy)
         self.clock = EngineClock(overheads.schedule_ns)
         self.outstanding = 0
         """Requests routed here and not finished."""
@@ -165,11 +165,11 @@ class Replica:
 
     def context_tokens(self) -> int:
         """Prompt and output tokens so far of the requests routed here and not finished."""
-        return occupancy.context_tokens(self.scheduler, self._inbox, self.scheduler.step + self._passed(bisect_left))
+        return occupancy.context_tokens(self.scheduler, self._inbox, self._passed(bisect_left))
 
     def predicted_tokens(self) -> int:
         """Output tokens that those requests are expected to emit from now on, by the predictor."""
-        return occupancy.predicted_tokens(self.scheduler, self._inbox, self.scheduler.step + self._passed(bisect_left))
+        return occupancy.predicted_tokens(self.scheduler, self._inbox, self._passed(bisect_left))
 
     def request_counts(self) -> tuple[int, int]:
         """(waiting, running) as the engine counts them, step ends of this instant included."""

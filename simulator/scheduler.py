@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from simulator.engine import EngineConfig
-from simulator.kv import BlockPool, blocks_for
+from simulator.kv import BlockPool, Hit, blocks_for
 from simulator.policies.admission import PredictedKv
 from simulator.policies.policy import VLLM, Policy
 from simulator.policies.preemption import LastIn, make_victim_rule
@@ -63,14 +63,13 @@ class Scheduler(Foresight):
     def _begin_caching(self, holding: list[Sequence]) -> None:
         """From now on there may be something to find: a prompt that others begin with, too, or what a preempted request has computed."""
         if self.engine.enable_prefix_caching and not self._caches:
-            self.pool = PrefixCache.after(self.pool, holding, self.engine.block_size)
+            self.pool = PrefixCache.after(self.pool, holding, self.engine)
             self._caches = True
 
     def heeds_arrivals(self) -> bool:
         """Whether an arrival could change the next plan: there is a seat, and nobody in front whom it would wait for."""
-        if len(self.running) >= self.engine.max_num_seqs:
-            return False
-        return len(self.waiting) == 0 or not isinstance(self.waiting, FcfsQueue)
+        has_seat = len(self.running) < self.engine.max_num_seqs
+        return has_seat and (len(self.waiting) == 0 or not isinstance(self.waiting, FcfsQueue))
 
     # -- planning ---------------------------------------------------------------------------------------------------
 
@@ -190,7 +189,7 @@ class Scheduler(Foresight):
         """All blocks are lost; the request goes back to the queue and recomputes. Its token in flight still counts."""
         before = plan.step - 1
         if victim.decoding:
-            # If this step already gave the victim its block, that block goes back with the others.
+            # A block that this very step gave the victim goes back with the others.
             last = plan.step if victim.last_step == plan.step else before
             victim.blocks = victim.blocks_at(last, self.engine.block_size)
             victim.hashed_tokens = victim.hashed_at(last, self.engine.depth)
@@ -239,13 +238,8 @@ class Scheduler(Foresight):
             if self._forecast is not None and not self._forecast.admits(sequence, self.running, self.step):
                 sequence.held_back = True
                 break
-            blocks = blocks_for(computed + tokens, engine.block_size) - len(hit.blocks)
-            self.pool.share(sequence, hit)
-            self.pool.take(blocks)
-            sequence.blocks = len(hit.blocks)
-            if sequence.preemptions == 0 and sequence.num_computed_tokens == 0:
-                sequence.cached_tokens = computed
-            sequence.num_computed_tokens = computed
+            self._start_from(sequence, hit)
+            self.pool.take(blocks := blocks_for(computed + tokens, engine.block_size) - len(hit.blocks))
             self.waiting.pop()
             self.running.append(sequence)
             sequence.running = True
@@ -254,6 +248,16 @@ class Scheduler(Foresight):
             plan.admitted.append(sequence)
             self._put_chunk(plan, sequence, tokens, blocks)
             budget -= tokens
+
+    def _start_from(self, sequence: Sequence, hit: Hit) -> None:
+        """The sequence is admitted with what was found of it, or with what another engine sent."""
+        self.pool.share(sequence, hit)
+        sequence.blocks = len(hit.blocks)
+        if sequence.num_computed_tokens:
+            return
+        sequence.num_computed_tokens = len(hit.blocks) * self.engine.block_size
+        if sequence.preemptions == 0:
+            sequence.cached_tokens = sequence.num_computed_tokens
 
     def _put_chunk(self, plan: StepPlan, sequence: Sequence, tokens: int, blocks: int) -> None:
         sequence.blocks += blocks
@@ -326,11 +330,9 @@ class Scheduler(Foresight):
         finished = self._finishing.pop(done, None)
         if not finished:
             return plan, []
-        in_order = finished
-        if self._caches and len(finished) > 1:
-            # What is freed first is taken first: vLLM goes through the rows of the batch, which are in running order.
-            in_order = sorted(finished, key=lambda s: self.running.index(s) if s.running else NEVER)
-        for sequence in in_order:
+        # What is freed first is taken first: vLLM goes through the rows of the batch, which are in running order.
+        in_turn = self._caches and len(finished) > 1
+        for sequence in sorted(finished, key=lambda s: self.running.index(s) if s.running else NEVER) if in_turn else finished:
             self._finish(sequence)
         return plan, finished
 
@@ -360,8 +362,7 @@ class Scheduler(Foresight):
     def _abort(self, sequence: Sequence, plan: StepPlan, last_step: int) -> None:
         """Its client left. Its blocks are free at once; its rows in flight run in vain, and results after `last_step` are dropped.
 
-        Source: vLLM 0.26 `finish_requests()`, called before `update_from_output()` (`v1/engine/core.py` `_process_aborts_queue`). Those
-        seen at once go in the order in which they left; vLLM makes a set of them, whose order is anybody's guess.
+        Source: vLLM 0.26 `finish_requests()`, called before `update_from_output()` (`v1/engine/core.py` `_process_aborts_queue`).
         """
         self._close_segment(sequence, last_step)
         self.log.cut(sequence.row, last_step)

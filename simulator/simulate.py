@@ -25,7 +25,7 @@ from simulator.fleet.outages import Outages, happen
 from simulator.policies.policy import VLLM, Policy
 from simulator.replica import Replica
 from simulator.request import RequestTable
-from simulator.routers import TOKEN_COUNTING, make_router
+from simulator.routers import make_router
 from simulator.speculation import Acceptance, Drafting
 from simulator.step.sequence import NEVER
 from simulator.step.steplog import StepLog
@@ -192,20 +192,19 @@ def _check(scenario: Scenario) -> None:
 
 def _check_together(scenario: Scenario) -> None:
     """What is simulated, but not in one engine."""
-    engine = scenario.engine
-    if (engine.speculative is None) != (scenario.acceptance is None):
+    acceptance = scenario.acceptance
+    drafting = [group.engine for group in scenario.groups if group.engine.speculative is not None]
+    if bool(drafting) != (acceptance is not None):
         raise UserError("engine.speculative and acceptance: give both or neither")
-    apart = (scenario.clients, scenario.outages, scenario.autoscaling, scenario.disaggregation, scenario.others)
-    if scenario.acceptance is not None and any(apart):
-        raise UserError(
-            "speculation does not go with clients, outages, autoscaling, disaggregation or cluster.pools yet: leave one of them out"
-        )
-    if scenario.acceptance is not None and len(scenario.acceptance.rates) != engine.decode_query_len - 1:
-        raise UserError(
-            f"acceptance has rates for {len(scenario.acceptance.rates)} drafts, num_speculative_tokens is {engine.decode_query_len - 1}"
-        )
-    if engine.speculative is not None and (scenario.policy != VLLM or scenario.router in TOKEN_COUNTING):
-        raise UserError("speculation is not simulated together with policy, nor with routers that count tokens; choose other routers")
+    if acceptance is None:
+        return
+    if scenario.disaggregation is not None:
+        raise UserError("speculation does not go with disaggregation yet: leave one of them out")
+    for engine in drafting:
+        if len(acceptance.rates) != engine.decode_query_len - 1:
+            raise UserError(
+                f"acceptance has rates for {len(acceptance.rates)} drafts, num_speculative_tokens is {engine.decode_query_len - 1}"
+            )
 
 
 def _result(scenario: Scenario, cluster: Cluster, clients: Clients, fleet: Fleet) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from simulator.engine import EngineConfig
 from simulator.errors import InvariantError
 from simulator.kv import BlockPool, Hit
 from simulator.prefix.content import Content, private
@@ -33,10 +34,12 @@ class PrefixCache(BlockPool):
     Source: vLLM 0.26 `v1/core/block_pool.py`, `v1/core/single_type_kv_cache_manager.py` `FullAttentionManager`.
     """
 
-    __slots__ = ("_cached", "_held", "_queue", "_queued", "_size", "_twins")
+    __slots__ = ("_cached", "_drops_last", "_held", "_queue", "_queued", "_size", "_twins")
 
-    def __init__(self, usable_blocks: int, block_size: int) -> None:
+    def __init__(self, usable_blocks: int, block_size: int, *, drops_last: bool = False) -> None:
+        """`drops_last`: the last block found is computed again, since EAGLE drafts from what the model makes of its tokens."""
         super().__init__(usable_blocks)
+        self._drops_last = drops_last
         self._size = block_size
         self._cached: dict[int, Block] = {}
         """By key the block that a lookup finds: the first of its content."""
@@ -49,13 +52,13 @@ class PrefixCache(BlockPool):
         self._queued = 0
 
     @classmethod
-    def after(cls, pool: BlockPool, holding: Iterable[Sequence], block_size: int) -> PrefixCache:
+    def after(cls, pool: BlockPool, holding: Iterable[Sequence], engine: EngineConfig) -> PrefixCache:
         """Takes over from a pool that only counted while there was nothing that could have been found.
 
         No lookup ever finds what was freed until now, and all that is freed with a hash from now on lies behind it in the queue:
         so many blocks are all that has to be known of it.
         """
-        cache = cls(pool.usable_blocks, block_size)
+        cache = cls(pool.usable_blocks, engine.block_size, drops_last=engine.speculative is not None and engine.speculative.uses_eagle)
         cache.free_blocks = pool.free_blocks
         cache._held = {sequence: [] for sequence in holding}
         if pool.free_blocks:
@@ -76,6 +79,8 @@ class PrefixCache(BlockPool):
                 break
             found.append(block)
             held += block.holders > 0
+        if found and self._drops_last:
+            held -= found.pop().holders > 0
         return Hit(found, held)
 
     def share(self, sequence: Sequence, hit: Hit) -> None:

@@ -1,22 +1,28 @@
-"""Prefix caching under policies, and with clients that leave, against the plain engine: every decision, to the nanosecond."""
+"""Prefix caching, drafts, policies and clients that leave, together, against the plain engine: every decision, to the nanosecond."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 
 from simulator.clients.patience import ClientConfig
+from simulator.drafts.verify import VerifyScheduler
+from simulator.policies.policy import VLLM, Policy
 from simulator.scheduler import Scheduler
-from simulator.simulate import Scenario, simulate
+from simulator.simulate import Result, Scenario, simulate
+from simulator.speculation import Drafting
 from simulator.step.sequence import Sequence
 from simulator.workload import OpenLoop, Workload
-from tests.equivalence.test_oracle import SAMPLE_S, Recorder, assert_same, decision
+from tests.equivalence.test_oracle import SAMPLE_S, Recorder, assert_same, assert_same_timeline, decision, step_ends
 from tests.equivalence.test_oracle_aborts import assert_same_run, timeout_ns
+from tests.equivalence.test_speculation import chunk_times
 from tests.reference.plain_engine import PlainEngine
-from tests.support.combined import cached_case, cached_remedied_case
+from tests.support.cases import Case
+from tests.support.combined import cached_case, cached_remedied_case, drafting_cached_case, drafting_case
 from tests.support.digest import digest
 
 SEEDS = range(160)
@@ -66,10 +72,77 @@ def test_clients_that_time_out_where_prefixes_are_cached(seed: int, stride: int 
             assert result.cached_tokens[row] == request.cached_tokens
 
 
+@cache
+def plain_drafts(seed: int) -> PlainEngine:
+    case, policy = drafting_case(seed)
+    assert case.acceptance is not None
+    return PlainEngine(case.requests, case.engine, case.cost, Drafting(case.acceptance, seed), policy=policy).run()
+
+
+@cache
+def plain_cached_drafts(seed: int) -> PlainEngine:
+    case = drafting_cached_case(seed)
+    assert case.acceptance is not None
+    return PlainEngine(case.requests, case.engine, case.cost, Drafting(case.acceptance, seed)).run()
+
+
+def drafts(seed: int, stride: int | None, case: Case, policy: Policy = VLLM) -> Scenario:
+    workload = Workload(case.requests, OpenLoop())
+    options = {"stride": stride, "sample_s": SAMPLE_S, "acceptance": case.acceptance, "seed": seed, "policy": policy}
+    return Scenario(workload, case.engine, case.cost, **options)
+
+
+def assert_same_chunks(result: Result, plain: PlainEngine) -> None:
+    egress_ns = plain.cost.artifact.overheads.egress_ns
+    assert chunk_times(result) == [request.chunk_ns for request in plain.requests]
+    assert result.finish_ns.tolist() == [request.finish_ns + egress_ns for request in plain.requests]
+    assert result.cached_tokens.tolist() == [request.cached_tokens for request in plain.requests]
+    assert result.preemptions.tolist() == [request.preemptions for request in plain.requests]
+    assert_same_timeline(result, plain)
+    assert step_ends(result).tolist() == [step.end_ns for step in plain.steps if step.end_ns >= 0]
+
+
+@pytest.mark.parametrize("stride", [1, None])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_drafts_under_policies(seed: int, stride: int | None) -> None:
+    assert_same_chunks(simulate(drafts(seed, stride, *drafting_case(seed))), plain_drafts(seed))
+
+
+@pytest.mark.parametrize("stride", [1, None])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_drafts_where_prefixes_are_cached(seed: int, stride: int | None) -> None:
+    assert_same_chunks(simulate(drafts(seed, stride, drafting_cached_case(seed))), plain_cached_drafts(seed))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_decision_with_drafts_is_that_of_the_plain_engine(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch, VerifyScheduler)
+    simulate(drafts(seed, 1, drafting_cached_case(seed)))
+    assert recorder.plans == [decision(step) for step in plain_cached_drafts(seed).steps]
+
+
+@cache
+def plain_drafts_aborted(seed: int) -> PlainEngine:
+    case = drafting_cached_case(seed)
+    assert case.acceptance is not None
+    aborts_ns = case.requests.arrival_ns + timeout_ns(seed) + case.cost.artifact.overheads.ingress_ns
+    return PlainEngine(case.requests, case.engine, case.cost, Drafting(case.acceptance, seed), aborts_ns=aborts_ns.tolist()).run()
+
+
+@pytest.mark.parametrize("stride", [1, None])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_clients_that_time_out_amid_drafts(seed: int, stride: int | None) -> None:
+    timeout = timeout_ns(seed)
+    scenario = replace(drafts(seed, stride, drafting_cached_case(seed)), clients=ClientConfig(timeout_s=timeout / 1e9))
+    assert_same_run(simulate(scenario), plain_drafts_aborted(seed), timeout)
+
+
 def test_the_sample_holds_what_could_go_wrong() -> None:
     counts: Counter[str] = Counter()
     for seed in SEEDS:
-        for what, plain in {"policies": plain_remedied(seed), "aborts": plain_aborts(seed)}.items():
+        runs = {"policies": plain_remedied(seed), "aborts": plain_aborts(seed), "drafts, policies": plain_drafts(seed)}
+        runs |= {"drafts": plain_cached_drafts(seed), "drafts, aborts": plain_drafts_aborted(seed)}
+        for what, plain in runs.items():
             counts.update({f"{what}: {name}": count for name, count in plain.counts.items()})
             alone = "nothing in common" if seed % 4 == 1 else "much in common"
             counts[f"{what}: tokens found by resumed requests, {alone}"] += plain.counts["tokens found by resumed requests"]
@@ -79,6 +152,16 @@ def test_the_sample_holds_what_could_go_wrong() -> None:
         "policies: tokens found by resumed requests, much in common": 1_000,
         "policies: held back by the forecast": 50,
         "policies: refunds": 20,
+        "drafts, policies: held back by the forecast": 50,
+        "drafts, policies: refunds": 20,
+        "drafts, policies: tokens found by resumed requests, much in common": 500,
+        "drafts: tokens found": 10_000,
+        "drafts: tokens found by resumed requests, much in common": 1_000,
+        "drafts: drafts accepted": 5_000,
+        "drafts: drafts rejected": 5_000,
+        "drafts: padded with drafts": 50,
+        "drafts, aborts: aborts, running, tokens in flight: True": 50,
+        "drafts, aborts: aborts, running, tokens in flight: False": 50,
         "aborts: tokens found": 5_000,
         "aborts: tokens found by resumed requests, nothing in common": 100,
         "aborts: aborts, running, tokens in flight: True": 100,

@@ -30,6 +30,7 @@ class Request:
     num_spec_tokens: int = 0
     """Drafts that wait to be verified (`spec_token_ids`)."""
     is_prefill_chunk: bool = True
+    verifies: bool = False
     blocks: list[int] = field(default_factory=list)
     preemptions: int = 0
     cached_tokens: int = 0
@@ -48,8 +49,8 @@ class Request:
 
     @property
     def planned_tokens(self) -> int:
-        """Output tokens that steps scheduled so far bring."""
-        return self.num_output_tokens + self.num_output_placeholders
+        """Output tokens that steps scheduled so far bring; with drafts, which may be rejected, those that results have brought."""
+        return self.num_output_tokens + (0 if self.verifies else self.num_output_placeholders)
 
     @property
     def expected_tokens(self) -> int:

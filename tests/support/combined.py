@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from simulator.engine import EngineConfig
 from simulator.policies.policy import Policy
 from simulator.simulate import Scenario
-from tests.support.cases import Case, random_case
+from tests.support.cases import Case, random_case, random_speculative_case
 from tests.support.fleets import fleet_scenario, split_scenario
 from tests.support.impatient import impatient_scenario
 from tests.support.prefixes import caching, conversations, sharing
@@ -56,6 +57,34 @@ def everything(seed: int) -> Scenario:
     )
 
 
+def drafting(make: Make, seed: int) -> Scenario:
+    """The scenario with speculative decoding: on all replicas, or, where a pool has other engines, now and then without there."""
+    scenario, case = make(seed), random_speculative_case(seed)
+    rng = np.random.default_rng([seed, 8])
+    return replace(
+        scenario,
+        engine=speculating(scenario.engine, case.engine),
+        others=tuple(
+            replace(group, engine=speculating(group.engine, case.engine)) if rng.random() < 0.7 else group for group in scenario.others
+        ),
+        cost=case.cost if not scenario.others else scenario.cost,
+        acceptance=case.acceptance,
+    )
+
+
+def speculating(engine: EngineConfig, other: EngineConfig) -> EngineConfig:
+    """The engine with the drafts of the other one, and with what they ask of its options."""
+    assert other.speculative is not None
+    drafts = other.speculative
+    options = engine.model_dump() | {"speculative": drafts.model_dump()}
+    if not drafts.uses_eagle:
+        options["async_scheduling"] = False
+    if engine.long_prefill_token_threshold:
+        options["long_prefill_token_threshold"] = max(engine.long_prefill_token_threshold, 1 + drafts.num_speculative_tokens)
+    options["max_num_batched_tokens"] += engine.max_num_seqs * (drafts.method == "draft_model")
+    return EngineConfig(**options)
+
+
 KINDS: dict[str, Make] = {
     "policies": random_remedied_scenario,
     "clients": impatient_scenario,
@@ -63,6 +92,19 @@ KINDS: dict[str, Make] = {
     "prefill and decode apart": split_scenario,
     "everything": everything,
 }
+
+
+def drafting_case(seed: int) -> tuple[Case, Policy]:
+    """One engine with drafts under a policy, every second time with prefix caching."""
+    case, (remedied, policy) = random_speculative_case(seed), random_remedied_case(seed)
+    requests = replace(remedied.requests, prompt_tokens=case.requests.prompt_tokens)
+    case = replace(case, requests=requests, engine=compatible(case.engine, policy))
+    return cached_case(seed, case) if seed % 2 else case, policy
+
+
+def drafting_cached_case(seed: int) -> Case:
+    """One engine as vLLM has it, with drafts and prefix caching."""
+    return cached_case(seed, random_speculative_case(seed))
 
 
 def cached_remedied_case(seed: int) -> tuple[Case, Policy]:
