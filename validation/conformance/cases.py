@@ -106,6 +106,13 @@ def random_case(seed: int, vllm_version: Version = "0.26") -> Case:
 def speculative_case(seed: int, vllm_version: Version = "0.26") -> Case:
     """A random case whose engine speculates; in every fifth of them requests come one token long, into running decodes."""
     case = random_case(seed, vllm_version)
+    if seed % 5 == 0:
+        case = case._replace(arrivals=tuple(arrival._replace(prompt_tokens=1) for arrival in case.arrivals))
+    return with_drafts(case, seed)
+
+
+def with_drafts(case: Case, seed: int) -> Case:
+    """The case on an engine that speculates."""
     rng = np.random.default_rng([seed, 2])
     drafts = int(rng.choice([1, 2, 3, 5]))
     method = str(rng.choice(["ngram", "draft_model", "eagle", "eagle3"], p=[0.15, 0.15, 0.35, 0.35]))
@@ -118,10 +125,7 @@ def speculative_case(seed: int, vllm_version: Version = "0.26") -> Case:
     # Below 1 + K, vLLM counts drafts of a request of one token that it never scheduled: their number goes below zero.
     options["long_prefill_token_threshold"] = max(threshold, 1 + drafts) if threshold else 0
     options["max_num_batched_tokens"] += options["max_num_seqs"] * (method == "draft_model")
-    arrivals = case.arrivals
-    if seed % 5 == 0:
-        arrivals = tuple(arrival._replace(prompt_tokens=1) for arrival in arrivals)
-    return Case(EngineConfig(**options), arrivals, Drafting(Acceptance(rates, proposed), seed))
+    return Case(EngineConfig(**options), case.arrivals, Drafting(Acceptance(rates, proposed), seed))
 
 
 def _by_priority_to_the_last_block(
