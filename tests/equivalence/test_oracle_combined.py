@@ -93,9 +93,8 @@ def drafts(seed: int, stride: int | None, case: Case, policy: Policy = VLLM) -> 
 
 
 def assert_same_chunks(result: Result, plain: PlainEngine) -> None:
-    egress_ns = plain.cost.artifact.overheads.egress_ns
     assert chunk_times(result) == [request.chunk_ns for request in plain.requests]
-    assert result.finish_ns.tolist() == [request.finish_ns + egress_ns for request in plain.requests]
+    assert result.finish_ns.tolist() == [request.client_ns[-1] for request in plain.requests]
     assert result.cached_tokens.tolist() == [request.cached_tokens for request in plain.requests]
     assert result.preemptions.tolist() == [request.preemptions for request in plain.requests]
     assert_same_timeline(result, plain)

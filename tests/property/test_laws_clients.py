@@ -21,8 +21,13 @@ from tests.support.impatient import impatient_scenario
 from tests.support.services import same_way_out
 from tests.support.watch import simulate_watched
 
-# Every other one with prefix caching.
-scenarios = st.integers(0, 1 << 32).map(lambda seed: cached(impatient_scenario, seed) if seed % 2 else impatient_scenario(seed)).map(same_way_out)
+
+def service(seed: int) -> Scenario:
+    """Every other one with prefix caching."""
+    return same_way_out(cached(impatient_scenario, seed) if seed % 2 else impatient_scenario(seed))
+
+
+scenarios = st.integers(0, 1 << 32).map(service)
 law = settings(max_examples=40, derandomize=True, phases=[Phase.explicit, Phase.generate])
 
 

@@ -42,14 +42,12 @@ class PlainEngine:
         self.aborts_ns = aborts_ns or []
         """When the engine sees that a client has left, by row; without effect where it is done by then."""
         columns = (table.prompt_tokens, table.output_tokens, table.max_tokens, table.priority, table.arrival_ns, table.predicted_tokens)
-        longest = engine.max_model_len
-        self.requests = [Request(row, *values, longest) for row, values in enumerate(zip(*(c.tolist() for c in columns), strict=True))]
+        common = (engine.max_model_len, drafting is not None)
+        self.requests = [Request(row, *values, *common) for row, values in enumerate(zip(*(c.tolist() for c in columns), strict=True))]
         eagle = engine.speculative is not None and engine.speculative.uses_eagle
         self.cache = PlainCache(engine.num_gpu_blocks - 1, engine.block_size, enable_caching=engine.enable_prefix_caching, use_eagle=eagle)
         if engine.enable_prefix_caching:
             spell_out(self.requests, table, self.cache)
-        for request in self.requests:
-            request.verifies = drafting is not None
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.queue: deque[Step] = deque()

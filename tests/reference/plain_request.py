@@ -19,6 +19,8 @@ class Request:
     arrival_ns: int
     predicted_tokens: int
     max_model_len: int
+    verifies: bool
+    """Whether its steps may verify drafts."""
     status: str = "waiting"
     all_tokens: list[Hashable] = field(default_factory=list)
     """With prefix caching: something for each token, equal for equal tokens."""
@@ -30,7 +32,6 @@ class Request:
     num_spec_tokens: int = 0
     """Drafts that wait to be verified (`spec_token_ids`)."""
     is_prefill_chunk: bool = True
-    verifies: bool = False
     blocks: list[int] = field(default_factory=list)
     preemptions: int = 0
     cached_tokens: int = 0
