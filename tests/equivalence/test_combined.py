@@ -15,7 +15,7 @@ from simulator.scheduler import Scheduler
 from simulator.simulate import Result, simulate
 from simulator.step.stepplan import StepPlan
 from simulator.workload import Sessions
-from tests.support.combined import KINDS, Make, cached, drafting
+from tests.support.combined import KINDS, Make, cached, drafting, without_room_for_padding
 from tests.support.digest import digest
 from tests.support.impatient import impatient_scenario
 from tests.support.services import random_speculative_scenario, with_stride
@@ -27,6 +27,7 @@ WITH_DRAFTS = {kind: make for kind, make in KINDS.items() if kind != "prefill an
 COMBINED |= {f"drafts, {kind}": partial(drafting, make) for kind, make in WITH_DRAFTS.items()}
 COMBINED |= {f"prefix caching, drafts, {kind}": partial(cached, partial(drafting, make)) for kind, make in WITH_DRAFTS.items()}
 COMBINED["prefix caching, drafts"] = partial(cached, random_speculative_scenario)
+COMBINED["prefix caching, drafts, no room for padding"] = without_room_for_padding
 
 
 @pytest.fixture(autouse=True)
