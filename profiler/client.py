@@ -126,7 +126,7 @@ async def _client(
     requests = traffic.requests
     await asyncio.sleep(max(start_s + requests.arrival_ns[row] / 1e9 - perf_counter(), 0.0))
     prompt = traffic.prompt(row)
-    ask = Ask(row, len(prompt), int(requests.max_tokens[row]), int(traffic.prefix[row]))
+    ask = Ask(row, len(prompt), int(requests.max_tokens[row]))
     # Of real engines only the number of outstanding requests is seen: `record` refuses routers that look at more.
     index = router.route(cast("Sequence[Load]", replicas), ask)
     seen = sent[row] = Seen(str(requests.request_id[row]), len(prompt), int(requests.output_tokens[row]))

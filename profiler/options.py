@@ -63,7 +63,8 @@ class Opt(Strict):
     weights: Literal["bf16", "awq", "gptq", "fp8", "float32"]
     quantization_config: dict[str, Any] | None
     kv_cache_dtype: str
-    enable_prefix_caching: bool
+    enable_prefix_caching: bool | None
+    """null: off, for what a profile sends must not be found from the time before."""
     speculative: Speculative | None
 
 

@@ -103,7 +103,7 @@ def meta(options: Recording, served: Served, facts: dict[str, Any], steps: pd.Da
         "model": options.model.name,
         "weights": opt.weights,
         "kv_cache_dtype": opt.kv_cache_dtype,
-        "prefix_caching": opt.enable_prefix_caching,
+        "prefix_caching": bool(opt.enable_prefix_caching),
         "speculative": _speculative(options, steps),
         "tensor_parallel_size": options.tensor_parallel_size,
         "engine": engine,

@@ -113,7 +113,7 @@ def _write(
         "weight_values": profile.weight_values,
         "moe_routing": profile.moe_routing,
         "kv_cache_dtype": profile.opt.kv_cache_dtype,
-        "prefix_caching": profile.opt.enable_prefix_caching,
+        "prefix_caching": bool(profile.opt.enable_prefix_caching),
         "speculative": profile.opt.speculative and profile.opt.speculative.model_dump(mode="json"),
         "tensor_parallel_size": profile.tensor_parallel_size,
         "sampling": profile.sampling.model_dump(),

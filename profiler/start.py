@@ -98,7 +98,7 @@ def engine_arguments(profile: Profile) -> dict[str, Any]:
         "generation_config": "vllm",
         "dtype": "float32" if opt.weights == "float32" else "bfloat16",
         "kv_cache_dtype": opt.kv_cache_dtype,
-        "enable_prefix_caching": opt.enable_prefix_caching,
+        "enable_prefix_caching": bool(opt.enable_prefix_caching),
         "tensor_parallel_size": profile.tensor_parallel_size,
         "gpu_memory_utilization": profile.gpu_memory_utilization,
         "seed": profile.seed,

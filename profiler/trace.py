@@ -60,7 +60,7 @@ class TraceMeta(BaseModel):
     def engine_config(self) -> EngineConfig:
         """The engine's options as the simulator takes them."""
         given = self.engine.model_dump(exclude={"name", "version", "gpu_memory_utilization"})
-        return EngineConfig(**given)
+        return EngineConfig(**given, enable_prefix_caching=self.prefix_caching)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from simulator.engine import EngineConfig
 from simulator.policies.policy import VLLM, Policy
 from simulator.replica import Replica, Snapshot
 from simulator.routers import Ask, Informed, Router
+from simulator.routers.prefix import PrefixAffine
 from simulator.speculation import Drafting
 from simulator.step.events import ARRIVAL, SAMPLE, Instant
 from simulator.step.sequence import NEVER, Sequence
@@ -104,6 +105,11 @@ class Cluster:
         return int(self.env.now)
 
     @property
+    def heeds_content(self) -> bool:
+        """Whether it matters what prompts begin with."""
+        return isinstance(self.router, PrefixAffine) or any(group.engine.enable_prefix_caching for group in self.groups)
+
+    @property
     def outstanding(self) -> int:
         """Requests accepted, and neither finished nor left by their clients."""
         return sum(replica.outstanding for replica in self.replicas)
@@ -140,7 +146,8 @@ class Cluster:
         def finished(sequence: Sequence) -> None:
             self._finished(index, sequence)
 
-        replica = Replica(self.env, index, kind.engine, kind.cost, self._stride, finished, self._drafting, kind.policy, self._seed)
+        drafting = None if kind.engine.speculative is None else self._drafting
+        replica = Replica(self.env, index, kind.engine, kind.cost, self._stride, finished, drafting, kind.policy, self._seed)
         self.replicas.append(replica)
         self.group_of.append(group)
         self.started_ns.append(self.now_ns)

@@ -70,7 +70,8 @@ class OptChoice(Spec):
 
     weights: str = "bf16"
     kv_cache_dtype: str = "auto"
-    enable_prefix_caching: bool = False
+    enable_prefix_caching: bool | None = None
+    """null: as vLLM does unless told otherwise, on."""
     speculative: dict[str, Any] | None = None
     quantization_config: dict[str, Any] | None = None
 
@@ -283,7 +284,12 @@ class Config(Spec):
         model, opt = self.model.shape or self.model.name, self.opt
         groups = []
         for pool in self.cluster.pools:
-            cost = CostModel.load(pool.path(model, self.gpu.name, opt.weights, opt.kv_cache_dtype, self.tensor_parallel_size))
+            drafts = None if opt.drafts is None else opt.drafts.name
+            cost = CostModel.load(pool.path(model, self.gpu.name, opt.weights, opt.kv_cache_dtype, self.tensor_parallel_size, drafts))
+            if cost.artifact.speculation not in (None, drafts):
+                raise UserError(
+                    f"cluster.pools: {cost.artifact.gpu} was measured with {cost.artifact.speculation}, opt has {drafts or 'none'}"
+                )
             groups.append(pool.group(cost, self.engine_config(cost, pool.engine)))
         return tuple(groups)
 
@@ -299,8 +305,11 @@ class Config(Spec):
         measured = {name: getattr(memory, name) for name in ("block_size", "max_model_len", "max_num_batched_tokens", "max_num_seqs")}
         share = given.pop("gpu_memory_utilization", memory.gpu_memory_utilization)
         blocks = override or blocks_for(memory, {**measured, **given}, share)
-        from_opt = {"enable_prefix_caching": self.opt.enable_prefix_caching}
-        merged = {**measured, **from_opt, **given, "num_gpu_blocks": blocks, "speculative": self.opt.drafts}
+        caching = self.opt.enable_prefix_caching
+        from_opt = {} if caching is None else {"enable_prefix_caching": caching}
+        # A pool may have been measured without drafts.
+        drafts = None if cost.artifact.speculation is None else self.opt.drafts
+        merged = {**measured, **from_opt, **given, "num_gpu_blocks": blocks, "speculative": drafts}
         try:
             return EngineConfig.model_validate(merged)
         except ValidationError as error:

@@ -57,8 +57,8 @@ class EngineConfig(BaseModel):
     num_gpu_blocks: int = Field(ge=2)
     """Blocks of the pool, vLLM's null block included (one block is never handed out)."""
     enable_chunked_prefill: bool = True
-    enable_prefix_caching: bool = False
-    """vLLM's own default is on. Here whoever measures without it must not pay for it: a config's `opt` decides."""
+    enable_prefix_caching: bool = True
+    """Costs time only where there is something to find: prompts in common, or a request that was preempted."""
     long_prefill_token_threshold: int = Field(0, ge=0)
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
     scheduler_reserve_full_isl: bool = True
@@ -99,8 +99,6 @@ class EngineConfig(BaseModel):
                 f"max_model_len {self.max_model_len} does not fit into the KV cache of {capacity_tokens} tokens"
                 f" ({self.usable_blocks} blocks of {self.block_size}): lower max_model_len or give more blocks"
             )
-        if self.speculative is not None and self.enable_prefix_caching:
-            raise ValueError("speculative together with enable_prefix_caching is not simulated yet: leave one of them out")
         if not self.enable_chunked_prefill and self.max_num_batched_tokens < self.max_model_len:
             raise ValueError("enable_chunked_prefill: false needs max_num_batched_tokens of at least max_model_len")
         return self

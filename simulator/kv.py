@@ -67,7 +67,7 @@ class BlockPool:
         self.give_back(sequence.blocks)
 
     def retire(self, sequence: Sequence) -> None:
-        """The sequence is finished: takes back its blocks."""
+        """The sequence is finished, or its client left: takes back its blocks."""
         self.give_back(sequence.blocks)
 
     def check(self, held: Iterable[tuple[Sequence, int]]) -> None:

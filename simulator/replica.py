@@ -77,7 +77,7 @@ class Replica:
             self.scheduler = Scheduler(engine, self.log, policy)
         else:
             self.log = ChunkLog()
-            self.scheduler = VerifyScheduler(engine, self.log, drafting)
+            self.scheduler = VerifyScheduler(engine, self.log, drafting, policy)
         self.clock = EngineClock(overheads.schedule_ns)
         self._seed = seed
         self.outstanding = 0
@@ -168,11 +168,11 @@ class Replica:
 
     def context_tokens(self) -> int:
         """Prompt and output tokens so far of the requests routed here and not finished."""
-        return occupancy.context_tokens(self.scheduler, self._inbox, self.scheduler.step + self._passed(bisect_left))
+        return occupancy.context_tokens(self.scheduler, self._inbox, self._passed(bisect_left))
 
     def predicted_tokens(self) -> int:
         """Output tokens that those requests are expected to emit from now on, by the predictor."""
-        return occupancy.predicted_tokens(self.scheduler, self._inbox, self.scheduler.step + self._passed(bisect_left))
+        return occupancy.predicted_tokens(self.scheduler, self._inbox, self._passed(bisect_left))
 
     def request_counts(self) -> tuple[int, int]:
         """(waiting, running) as the engine counts them, step ends of this instant included."""

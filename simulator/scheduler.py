@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from simulator.engine import EngineConfig
-from simulator.kv import NO_HIT, BlockPool, blocks_for
+from simulator.kv import BlockPool, Hit, blocks_for
 from simulator.policies.admission import PredictedKv
 from simulator.policies.policy import VLLM, Policy
 from simulator.policies.preemption import LastIn, make_victim_rule
@@ -31,8 +31,9 @@ class Scheduler(Foresight):
 
     def __init__(self, engine: EngineConfig, log: StepLog, policy: Policy = VLLM) -> None:
         super().__init__(engine, log)
-        usable = engine.usable_blocks
-        self.pool = PrefixCache(usable, engine.block_size) if engine.enable_prefix_caching else BlockPool(usable)
+        self.pool = BlockPool(engine.usable_blocks)
+        self._caches = False
+        """Whether the pool is a `PrefixCache` by now."""
         self.waiting = make_queue(engine, policy)
         self.running: list[Sequence] = []
         self.in_flight: deque[StepPlan] = deque()
@@ -55,13 +56,20 @@ class Scheduler(Foresight):
         """A request arrives."""
         # No position lies beyond `max_model_len`: an output that gets there ends there, which can be foreseen, too.
         sequence.max_tokens = min(sequence.max_tokens, self.engine.max_model_len - sequence.prompt_tokens)
+        if sequence.content is not None and sequence.content.shared_tokens:
+            self._begin_caching(self.running)
         self.waiting.add(sequence)
+
+    def _begin_caching(self, holding: list[Sequence]) -> None:
+        """From now on there may be something to find: a prompt that others begin with, too, or what a preempted request has computed."""
+        if self.engine.enable_prefix_caching and not self._caches:
+            self.pool = PrefixCache.after(self.pool, holding, self.engine)
+            self._caches = True
 
     def heeds_arrivals(self) -> bool:
         """Whether an arrival could change the next plan: there is a seat, and nobody in front whom it would wait for."""
-        if len(self.running) >= self.engine.max_num_seqs:
-            return False
-        return len(self.waiting) == 0 or not isinstance(self.waiting, FcfsQueue)
+        has_seat = len(self.running) < self.engine.max_num_seqs
+        return has_seat and (len(self.waiting) == 0 or not isinstance(self.waiting, FcfsQueue))
 
     # -- planning ---------------------------------------------------------------------------------------------------
 
@@ -107,14 +115,14 @@ class Scheduler(Foresight):
 
     def _run_decodes(self, plan: StepPlan) -> int:
         """All decodes, less the last in line where blocks run out. Returns the budget left."""
-        pool, decode = self.pool, self.decode
+        decode = self.decode
         # A victim comes after all who got a block so far: so many as there were, taken before the victim's come in.
         taken = 0
-        while decode.blocks_due(plan.step) - taken > pool.free_blocks:
-            taken += pool.free_blocks
-            pool.take(pool.free_blocks)
+        while decode.blocks_due(plan.step) - taken > self.pool.free_blocks:
+            taken += self.pool.free_blocks
+            self.pool.take(self.pool.free_blocks)
             self._preempt(plan, self.running.pop(self._victims.place(self.running, self.step)))
-        pool.take(decode.blocks_due(plan.step) - taken)
+        self.pool.take(decode.blocks_due(plan.step) - taken)
         if not self._prefilling and not plan.preempted:
             plan.epoch = decode.epoch
         return self.engine.max_num_batched_tokens - self.decode.count
@@ -181,7 +189,7 @@ class Scheduler(Foresight):
         """All blocks are lost; the request goes back to the queue and recomputes. Its token in flight still counts."""
         before = plan.step - 1
         if victim.decoding:
-            # If this step already gave the victim its block, that block goes back with the others.
+            # A block that this very step gave the victim goes back with the others.
             last = plan.step if victim.last_step == plan.step else before
             victim.blocks = victim.blocks_at(last, self.engine.block_size)
             victim.hashed_tokens = victim.hashed_at(last, self.engine.depth)
@@ -197,6 +205,8 @@ class Scheduler(Foresight):
         self._put_back(plan, victim)
 
     def _put_back(self, plan: StepPlan, victim: Sequence) -> None:
+        if not self._caches:
+            self._begin_caching([*self.running, victim])
         self.pool.release(victim)
         victim.blocks = 0
         victim.num_computed_tokens = 0
@@ -210,9 +220,9 @@ class Scheduler(Foresight):
         engine = self.engine
         while budget > 0 and len(self.waiting) > 0 and len(self.running) < engine.max_num_seqs:
             sequence = self.waiting.peek()
-            # Computed already is what another engine sent, of a request that has not been preempted here.
-            hit = NO_HIT if sequence.num_computed_tokens else self.pool.lookup(sequence)
-            computed = sequence.num_computed_tokens + len(hit.blocks) * engine.block_size
+            hit = self.pool.lookup(sequence)
+            # Computed already is what another engine sent, of a request that has not been preempted here; it is never less.
+            computed = sequence.num_computed_tokens or len(hit.blocks) * engine.block_size
             tokens = sequence.num_tokens - computed
             if self._chunk_limit:
                 tokens = min(tokens, self._chunk_limit)
@@ -228,13 +238,8 @@ class Scheduler(Foresight):
             if self._forecast is not None and not self._forecast.admits(sequence, self.running, self.step):
                 sequence.held_back = True
                 break
-            blocks = blocks_for(computed + tokens, engine.block_size) - len(hit.blocks)
-            self.pool.share(sequence, hit)
-            self.pool.take(blocks)
-            sequence.blocks = len(hit.blocks)
-            sequence.num_computed_tokens = computed
-            if sequence.preemptions == 0:
-                sequence.cached_tokens = len(hit.blocks) * engine.block_size
+            self._start_from(sequence, hit)
+            self.pool.take(blocks := blocks_for(computed + tokens, engine.block_size) - len(hit.blocks))
             self.waiting.pop()
             self.running.append(sequence)
             sequence.running = True
@@ -243,6 +248,16 @@ class Scheduler(Foresight):
             plan.admitted.append(sequence)
             self._put_chunk(plan, sequence, tokens, blocks)
             budget -= tokens
+
+    def _start_from(self, sequence: Sequence, hit: Hit) -> None:
+        """The sequence is admitted with what was found of it, or with what another engine sent."""
+        self.pool.share(sequence, hit)
+        sequence.blocks = len(hit.blocks)
+        if sequence.num_computed_tokens:
+            return
+        sequence.num_computed_tokens = len(hit.blocks) * self.engine.block_size
+        if sequence.preemptions == 0:
+            sequence.cached_tokens = sequence.num_computed_tokens
 
     def _put_chunk(self, plan: StepPlan, sequence: Sequence, tokens: int, blocks: int) -> None:
         sequence.blocks += blocks
@@ -315,10 +330,9 @@ class Scheduler(Foresight):
         finished = self._finishing.pop(done, None)
         if not finished:
             return plan, []
-        if self.engine.enable_prefix_caching and len(finished) > 1:
-            # What is freed first is taken first: vLLM goes through the rows of the batch, which are in running order.
-            finished.sort(key=lambda s: self.running.index(s) if s.running else NEVER)
-        for sequence in finished:
+        # What is freed first is taken first: vLLM goes through the rows of the batch, which are in running order.
+        in_turn = self._caches and len(finished) > 1
+        for sequence in sorted(finished, key=lambda s: self.running.index(s) if s.running else NEVER) if in_turn else finished:
             self._finish(sequence)
         return plan, finished
 
@@ -357,10 +371,11 @@ class Scheduler(Foresight):
         else:
             if sequence.decoding:
                 sequence.blocks = sequence.blocks_at(self.step, self.engine.block_size)
+                sequence.hashed_tokens = sequence.hashed_at(self.step, self.engine.depth)
                 self.decode.leave(sequence)
             elif self._is_prefilling(sequence):
                 self._prefilling -= 1
-            self.pool.give_back(sequence.blocks)
+            self.pool.retire(sequence)
             self.running.remove(sequence)
             sequence.running = False
         sequence.blocks = 0

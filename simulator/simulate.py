@@ -25,11 +25,11 @@ from simulator.fleet.outages import Outages, happen
 from simulator.policies.policy import VLLM, Policy
 from simulator.replica import Replica
 from simulator.request import RequestTable
-from simulator.routers import TOKEN_COUNTING, make_router
+from simulator.routers import make_router
 from simulator.speculation import Acceptance, Drafting
 from simulator.step.sequence import NEVER
 from simulator.step.steplog import StepLog
-from simulator.workload import Sessions, Workload
+from simulator.workload import Workload
 
 Int64 = NDArray[np.int64]
 
@@ -192,33 +192,19 @@ def _check(scenario: Scenario) -> None:
 
 def _check_together(scenario: Scenario) -> None:
     """What is simulated, but not in one engine."""
-    engine = scenario.engine
-    if (engine.speculative is None) != (scenario.acceptance is None):
+    acceptance = scenario.acceptance
+    drafting = [group.engine for group in scenario.groups if group.engine.speculative is not None]
+    if bool(drafting) != (acceptance is not None):
         raise UserError("engine.speculative and acceptance: give both or neither")
-    apart = (scenario.clients, scenario.outages, scenario.autoscaling, scenario.disaggregation, scenario.others)
-    if scenario.acceptance is not None and any(apart):
-        raise UserError(
-            "speculation does not go with clients, outages, autoscaling, disaggregation or cluster.pools yet: leave one of them out"
-        )
-    if scenario.acceptance is not None and len(scenario.acceptance.rates) != engine.decode_query_len - 1:
-        raise UserError(
-            f"acceptance has rates for {len(scenario.acceptance.rates)} drafts, num_speculative_tokens is {engine.decode_query_len - 1}"
-        )
-    if engine.speculative is not None and (scenario.policy != VLLM or scenario.router in TOKEN_COUNTING):
-        raise UserError("speculation is not simulated together with policy, nor with routers that count tokens; choose other routers")
-    if engine.enable_prefix_caching and scenario.policy != VLLM:
-        raise UserError("enable_prefix_caching together with policy is not simulated: give one of them up")
-    _check_prefixes(scenario)
-
-
-def _check_prefixes(scenario: Scenario) -> None:
-    asked = [name for name in ("clients", "others", "outages", "autoscaling", "disaggregation") if getattr(scenario, name)]
-    for feature, used in (
-        ("enable_prefix_caching", scenario.engine.enable_prefix_caching),
-        ("a workload of sessions", isinstance(scenario.workload.loop, Sessions)),
-    ):
-        if used and asked:
-            raise UserError(f"{feature} together with {', '.join(asked)} is not simulated yet: give one of them up")
+    if acceptance is None:
+        return
+    if scenario.disaggregation is not None:
+        raise UserError("speculation does not go with disaggregation yet: leave one of them out")
+    for engine in drafting:
+        if len(acceptance.rates) != engine.decode_query_len - 1:
+            raise UserError(
+                f"acceptance has rates for {len(acceptance.rates)} drafts, num_speculative_tokens is {engine.decode_query_len - 1}"
+            )
 
 
 def _result(scenario: Scenario, cluster: Cluster, clients: Clients, fleet: Fleet) -> Result:

@@ -72,7 +72,7 @@ def _meta(bench: Path, config: Config) -> dict[str, Any]:
         "model": config.model.name,
         "weights": config.opt.weights,
         "kv_cache_dtype": config.opt.kv_cache_dtype,
-        "prefix_caching": config.opt.enable_prefix_caching,
+        "prefix_caching": engine.enable_prefix_caching,
         "speculative": config.opt.speculative,
         "tensor_parallel_size": config.tensor_parallel_size,
         "engine": {

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import simpy
 
-from simulator.engine import EngineConfig
-from simulator.prefix.content import Contents
+from simulator.prefix.content import Contents, PromptContent
 from simulator.step.events import ARRIVAL, Instant
 from simulator.step.sequence import NEVER, Sequence
 from simulator.workload import Barrier, ClosedLoop, OpenLoop, Sessions, Workload
@@ -50,7 +49,7 @@ class Clients:
         self._settle: Callable[[int], None] = lambda _at_ns: None
         self._next_turn: dict[int, tuple[int, int]] = {}
         """In conversations: (row, think time) of what follows the answer to a row."""
-        self._contents = _contents(workload, cluster.groups[0].engine)
+        self._contents = self._known_contents(workload)
         self._next_row = 0
         self._batch_left = 0
         cluster.on_finish = self._finished
@@ -111,7 +110,7 @@ class Clients:
         now_ns = self.now_ns
         sequence = Sequence(row, prompt_tokens, output_tokens, max_tokens, priority, now_ns, predicted_tokens, client)
         if self._contents is not None:
-            sequence.content = self._contents.of(row)
+            sequence.content = self._contents.of(self._request_of(row), row)
         self.sequences[row] = sequence
         self.sent_ns[row] = now_ns
         self.replica_of[row] = self.cluster.accept(sequence)
@@ -120,12 +119,28 @@ class Clients:
         """A request goes on at another replica."""
         self.replica_of[row] = index
 
+    def _request_of(self, row: int) -> int:
+        """The request that is sent as `row`."""
+        return row
+
+    def _may_send_again(self) -> bool:
+        """Whether a prompt may be sent more than once."""
+        return False
+
+    def _known_contents(self, workload: Workload) -> Contents | None:
+        """What sequences have in common, where anybody heeds it."""
+        requests, again = workload.requests, self._may_send_again()
+        if not self.cluster.heeds_content or (requests.content is None and not again):
+            return None
+        content = requests.content or PromptContent.build([[] for _ in range(len(requests))])
+        return Contents(content, requests.prompt_tokens if again else None)
+
     # -- answers ----------------------------------------------------------------------------------------------------
 
     def _finished(self, sequence: Sequence, egress_ns: int) -> None:
         """The engine is done with a request; its client sees that `egress_ns` later."""
         self.finish_ns[sequence.row] = self.now_ns + egress_ns
-        following = self._next_turn.get(sequence.row)
+        following = self._next_turn.get(self._request_of(sequence.row))
         if following is not None:
             row, think_ns = following
             self.cluster.at(max(self.now_ns + egress_ns + think_ns, self.now_ns + SOONEST_NS), partial(self._send, row))
@@ -137,9 +152,3 @@ class Clients:
         self._settle(at_ns)
         if self.unsettled == 0:
             self.done.succeed()
-
-
-def _contents(workload: Workload, engine: EngineConfig) -> Contents | None:
-    """What requests have in common, where the engine heeds it."""
-    known = workload.requests.content if engine.enable_prefix_caching else None
-    return None if known is None else Contents(known, engine.block_size)

@@ -127,8 +127,19 @@ class ImpatientClients(Clients):
             self.cluster.at(self.now_ns + backoff_ns, partial(self._send_again, request))
 
     def _give_up(self, request: int) -> None:
+        """The request is never answered; what its conversation would have gone on with is never sent."""
         self._given_up.add(request)
+        following = self._next_turn.get(request)
+        while following is not None:
+            self.unsettled -= 1
+            following = self._next_turn.get(following[0])
         self._settled(self.now_ns)
+
+    def _request_of(self, row: int) -> int:
+        return self._request[row]
+
+    def _may_send_again(self) -> bool:
+        return self._config.retry is not None
 
     def _lost(self, sequence: Sequence) -> None:
         """A replica failed with this request; the connection is reset."""

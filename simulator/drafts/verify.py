@@ -18,6 +18,7 @@ from simulator.drafts.chunklog import ChunkLog
 from simulator.drafts.verifyplan import Row, Verified, VerifyPlan
 from simulator.engine import EngineConfig
 from simulator.kv import blocks_for
+from simulator.policies.policy import VLLM, Policy
 from simulator.scheduler import Scheduler
 from simulator.speculation import Drafting
 from simulator.step.sequence import NEVER, Sequence
@@ -29,8 +30,8 @@ Int64 = NDArray[np.int64]
 class VerifyScheduler(Scheduler):
     """One engine's scheduler with speculative decoding. Where `Scheduler` counts, it looks at every sequence."""
 
-    def __init__(self, engine: EngineConfig, log: ChunkLog, drafting: Drafting) -> None:
-        super().__init__(engine, log)
+    def __init__(self, engine: EngineConfig, log: ChunkLog, drafting: Drafting, policy: Policy = VLLM) -> None:
+        super().__init__(engine, log, policy)
         self._chunks = log
         assert engine.speculative is not None
         self._num_spec_tokens = engine.speculative.num_speculative_tokens
@@ -39,6 +40,8 @@ class VerifyScheduler(Scheduler):
         self._members = 0
         """Counts the changes of the running list."""
         self._ahead: Ahead | None = None
+        self._padding_waits = False
+        """Whether the next in line waits for room for its padding, of which it has no need if it finds less of itself."""
         self._states: dict[int, Verified] = {}
 
     def add(self, sequence: Sequence) -> None:
@@ -70,13 +73,17 @@ class VerifyScheduler(Scheduler):
                 continue
             blocks = self._missing_blocks(sequence, tokens)
             while blocks > self.pool.free_blocks and sequence.running:
-                victim = running.pop(self._victims.place(running, self.step))
+                place = self._victims.place(running, self.step)
+                victim = running.pop(place)
                 if victim.row in plan.rows:
                     budget += plan.rows.pop(victim.row).tokens
                     index -= 1
+                elif place < index and not self._vllm_victims:
+                    index -= 1
                 self._preempt(plan, victim)
             if not sequence.running:
-                break
+                index = len(running) if self._vllm_victims else index  # vLLM ends the loop here
+                continue
             self._put(plan, sequence, tokens, blocks)
             budget -= tokens
             index += 1
@@ -105,6 +112,10 @@ class VerifyScheduler(Scheduler):
         state.next = 0
         self.pool.take(blocks)
         sequence.blocks += blocks
+        # Drafts have no hash before they are accepted.
+        sequence.hashed_tokens = min(sequence.num_computed_tokens + tokens, sequence.num_tokens)
+        if state.prefilling:
+            self.pool.keep(sequence)
         plan.rows[sequence.row] = Row(sequence, tokens, drafts, state.prefilling)
 
     def _preempt(self, plan: StepPlan, victim: Sequence) -> None:
@@ -118,28 +129,37 @@ class VerifyScheduler(Scheduler):
         engine = self.engine
         # A request of one token joins a step of decodes with drafts that count for nothing: the step stays uniform.
         uniform = bool(plan.rows) and not any(row.prefill for row in plan.rows.values())
+        self._padding_waits = False
         while budget > 0 and len(self.waiting) > 0 and len(self.running) < engine.max_num_seqs:
             sequence = self.waiting.peek()
-            tokens, drafts = sequence.num_tokens, 0
+            hit = self.pool.lookup(sequence)
+            computed = len(hit.blocks) * engine.block_size
+            tokens, drafts = sequence.num_tokens - computed, 0
             if uniform and tokens == 1:
                 tokens, drafts = engine.decode_query_len, self._num_spec_tokens
-                if tokens > min(budget, engine.max_model_len):
+                if tokens > min(budget, engine.max_model_len - computed):
+                    self._padding_waits = computed > 0
                     break
             if engine.long_prefill_token_threshold:
                 tokens = min(tokens, engine.long_prefill_token_threshold)
             if tokens > budget and not engine.enable_chunked_prefill:
                 break
             tokens = min(tokens, budget)
-            blocks = self._missing_blocks(sequence, tokens)
-            whole = blocks_for(sequence.num_tokens, engine.block_size) if engine.scheduler_reserve_full_isl else 0
-            if max(blocks, whole) + (self._watermark_blocks if self.running else 0) > self.pool.free_blocks:
+            slots = min(computed + tokens + self._num_lookahead_tokens, engine.max_model_len)
+            whole = max(slots, sequence.num_tokens) if engine.scheduler_reserve_full_isl else slots
+            needed = blocks_for(whole, engine.block_size) - hit.held
+            if needed + (self._watermark_blocks if self.running else 0) > self.pool.free_blocks:
                 break
+            if self._forecast is not None and not self._forecast.admits(sequence, self.running, self.step):
+                sequence.held_back = True
+                break
+            self._start_from(sequence, hit)
             self.waiting.pop()
             self.running.append(sequence)
             self._members += 1
             sequence.running = True
             plan.admitted.append(sequence)
-            self._put(plan, sequence, tokens, blocks)
+            self._put(plan, sequence, tokens, blocks_for(slots, engine.block_size) - len(hit.blocks))
             plan.rows[sequence.row].drafts = drafts
             budget -= tokens
 
@@ -174,6 +194,8 @@ class VerifyScheduler(Scheduler):
     def stable_steps(self, limit: int) -> int:
         """How many steps, at most `limit`, end before the scheduler could decide anything else than to verify all drafts of all."""
         members = self._members
+        if self._padding_waits:
+            return 1
         for plan in self.in_flight:
             if not isinstance(plan, VerifyPlan) or plan.members != members:
                 return 1
@@ -207,6 +229,12 @@ class VerifyScheduler(Scheduler):
         """Blocks that the next `steps` steps of the stretch take."""
         return int(self._ahead.blocks[steps - 1]) if steps and self._ahead is not None else 0
 
+    def emitted_ahead(self, steps: int) -> list[int]:
+        """Tokens that each running sequence has emitted once the next `steps` results of the stretch are in."""
+        if steps and self._ahead is not None:
+            return [path[steps - 1] for path in self._ahead.paths]
+        return [sequence.emitted_tokens for sequence in self.running]
+
     def contexts_ahead(self, steps: int) -> tuple[Int64, Int64]:
         """int64[steps] twice: sum and maximum of the contexts in the steps of the stretch that are yet to be planned."""
         assert self._ahead is not None
@@ -226,6 +254,7 @@ class VerifyScheduler(Scheduler):
             sequence.emitted_tokens = path[steps - 1]
             sequence.num_computed_tokens = sequence.prompt_tokens + sequence.emitted_tokens + in_flight_tokens - 1
             sequence.blocks = held
+            sequence.hashed_tokens = sequence.num_tokens
         self.pool.take(int(ahead.blocks[steps - 1]))
         self.step += steps
         for plan in self.in_flight:
@@ -235,12 +264,13 @@ class VerifyScheduler(Scheduler):
 
     def commit(self, steps: int, aborted: Iterable[Sequence] = ()) -> tuple[StepPlan, list[Sequence]]:
         """The results of the oldest plan and of the `steps` − 1 after it arrive; returns it, and the sequences that finished."""
-        assert not aborted, "a scenario has no drafts where clients leave"
         plan = self.in_flight.popleft()
         assert isinstance(plan, VerifyPlan)
         if steps > 1:
             self.repeat(steps - 1)
         done = plan.step + steps - 1
+        for sequence in aborted:
+            self._abort(sequence, plan, done - 1)
         finished = [row.sequence for row in plan.rows.values() if self._emit(row, done)]
         for sequence in finished:
             self._finish(sequence)
@@ -249,10 +279,9 @@ class VerifyScheduler(Scheduler):
     def _emit(self, row: Row, step: int) -> bool:
         """Rejected drafts are taken back, the rest is emitted. Returns whether that ends the output."""
         sequence = row.sequence
-        token = sequence.emitted_tokens
-        if not row.emits or token == sequence.output_tokens:
+        token, state = sequence.emitted_tokens, self._states.get(sequence.row)
+        if not row.emits or state is None:
             return False
-        state = self._states[sequence.row]
         accepted = min(state.drafts.accepted(token), row.drafts) if row.drafts and not row.prefill else 0
         rejected = row.drafts - accepted
         if sequence.num_computed_tokens:
@@ -261,8 +290,13 @@ class VerifyScheduler(Scheduler):
         sequence.emitted_tokens += emitted
         if self.engine.async_scheduling:
             state.num_output_placeholders -= rejected + emitted
+            if sequence.running:
+                known = sequence.num_computed_tokens - state.num_output_placeholders
+                sequence.hashed_tokens = max(sequence.hashed_tokens, known)
         elif state.drafts.proposed(sequence.emitted_tokens):
             state.next = self._num_spec_tokens
+        if not sequence.running:
+            self.waiting.rank_again(sequence)
         self._record(sequence, state, step, emitted)
         return sequence.emitted_tokens == sequence.output_tokens
 
@@ -281,7 +315,7 @@ class VerifyScheduler(Scheduler):
     def _finish(self, sequence: Sequence) -> None:
         self._close_segment(sequence, self.step)
         if sequence.running:
-            self.pool.give_back(sequence.blocks)
+            self.pool.retire(sequence)
             self.running.remove(sequence)
             self._members += 1
             sequence.running = False
@@ -289,6 +323,14 @@ class VerifyScheduler(Scheduler):
             self.waiting.remove(sequence)
         sequence.blocks = 0
         del self._states[sequence.row]
+
+    def _abort(self, sequence: Sequence, plan: StepPlan, last_step: int) -> None:
+        """Its client left: as at its end, but for the tokens in flight, which nobody gets."""
+        del last_step
+        self._finish(sequence)
+        for launched in (plan, *self.in_flight):
+            if sequence in launched.completing:
+                launched.completing.remove(sequence)
 
     def close_segments(self) -> None:
         """Ends the run while requests are unfinished: what they emitted so far goes to the log."""

@@ -49,7 +49,8 @@ class SplitCluster(Cluster):
     token, which nobody gets; the decode replica finds the context computed, but for the last token of the prompt, whose result
     is the first token of the answer (`scheduler.py` `_update_waiting_for_remote_kv`). A preempted request computes its context
     anew where it decodes. Transfers leave a prefill replica one after another. Blocks are taken on the decode replica when the
-    request is admitted, and given back on the prefill replica when the prompt is computed: not held during the transfer.
+    request is admitted, and given back on the prefill replica when the prompt is computed: not held during the transfer. With prefix
+    caching both remember what they hold, and requests that decode share blocks; what is sent is the whole prompt all the same.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class SplitCluster(Cluster):
     def accept(self, sequence: Sequence) -> int:
         """Routes the prompt; returns the index of the prefill replica."""
         prompt = Sequence(sequence.row, sequence.prompt_tokens, 1, 1, sequence.priority, sequence.arrival_ns, client=sequence.client)
+        prompt.content = sequence.content
         self._prefilling[sequence.row] = (sequence, prompt)
         return super().accept(prompt)
 
@@ -92,7 +94,7 @@ class SplitCluster(Cluster):
             super()._finished(index, sequence)
             return
         moving, prompt = self._prefilling.pop(sequence.row)
-        moving.scheduled_ns = prompt.scheduled_ns
+        moving.scheduled_ns, moving.cached_tokens = prompt.scheduled_ns, prompt.cached_tokens
         moving.num_computed_tokens = moving.prompt_tokens - 1
         replica = self.replicas[index]
         sending_ns = max(self.now_ns + replica.egress_ns, self._link_free_ns[index])

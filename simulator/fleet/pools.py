@@ -29,7 +29,7 @@ class PoolConfig(Spec):
     engine: dict[str, Any] | None = None
     """vLLM's option names; null: the main pool's."""
 
-    def path(self, model: str, gpu: str, weights: str, kv_cache_dtype: str, tensor_parallel_size: int) -> Path:
+    def path(self, model: str, gpu: str, weights: str, kv_cache_dtype: str, tensor_parallel_size: int, speculation: str | None) -> Path:
         """The artifact's file; the arguments are the main pool's.
 
         Raises:
@@ -43,6 +43,7 @@ class PoolConfig(Spec):
             weights=self.weights or weights,
             kv_cache_dtype=self.kv_cache_dtype or kv_cache_dtype,
             tensor_parallel_size=self.tensor_parallel_size or tensor_parallel_size,
+            speculation=speculation,
         )
 
     def group(self, cost: CostModel, engine: EngineConfig) -> Group:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from simulator.engine import EngineConfig
 from simulator.errors import InvariantError
 from simulator.kv import BlockPool, Hit
 from simulator.prefix.content import Content, private
@@ -33,10 +34,12 @@ class PrefixCache(BlockPool):
     Source: vLLM 0.26 `v1/core/block_pool.py`, `v1/core/single_type_kv_cache_manager.py` `FullAttentionManager`.
     """
 
-    __slots__ = ("_cached", "_held", "_queue", "_queued", "_size", "_twins")
+    __slots__ = ("_cached", "_drops_last", "_held", "_queue", "_queued", "_size", "_twins")
 
-    def __init__(self, usable_blocks: int, block_size: int) -> None:
+    def __init__(self, usable_blocks: int, block_size: int, *, drops_last: bool = False) -> None:
+        """`drops_last`: the last block found is computed again, since EAGLE drafts from what the model makes of its tokens."""
         super().__init__(usable_blocks)
+        self._drops_last = drops_last
         self._size = block_size
         self._cached: dict[int, Block] = {}
         """By key the block that a lookup finds: the first of its content."""
@@ -48,19 +51,36 @@ class PrefixCache(BlockPool):
         """Free blocks with a hash, the next to be taken first; a finished request's own ones are one entry: their number."""
         self._queued = 0
 
+    @classmethod
+    def after(cls, pool: BlockPool, holding: Iterable[Sequence], engine: EngineConfig) -> PrefixCache:
+        """Takes over from a pool that only counted while there was nothing that could have been found.
+
+        No lookup ever finds what was freed until now, and all that is freed with a hash from now on lies behind it in the queue:
+        so many blocks are all that has to be known of it.
+        """
+        cache = cls(pool.usable_blocks, engine.block_size, drops_last=engine.speculative is not None and engine.speculative.uses_eagle)
+        cache.free_blocks = pool.free_blocks
+        cache._held = {sequence: [] for sequence in holding}
+        if pool.free_blocks:
+            cache._queue[object()] = cache._queued = pool.free_blocks
+        return cache
+
     def lookup(self, sequence: Sequence) -> Hit:
         """The longest run of full blocks from the start that are there, the last token always left to compute."""
         self._settle()
         content = _content(sequence)
-        limit = (sequence.num_tokens - 1) // self._size
+        size = self._size
+        limit = (sequence.num_tokens - 1) // size
         # What a request has alone, it can only find after its own preemption.
         found, held = [], 0
-        for key in content.keys(0, limit if sequence.preemptions else min(limit, content.shared_blocks)):
+        for key in content.keys(0, limit if sequence.preemptions else min(limit, content.shared_tokens // size), size):
             block = self._cached.get(key)
             if block is None:
                 break
             found.append(block)
             held += block.holders > 0
+        if found and self._drops_last:
+            held -= found.pop().holders > 0
         return Hit(found, held)
 
     def share(self, sequence: Sequence, hit: Hit) -> None:
@@ -76,21 +96,21 @@ class PrefixCache(BlockPool):
     def keep(self, sequence: Sequence) -> None:
         """A piece of a prompt was scheduled: from now on, its full blocks can be found, though they are still to be computed."""
         content, blocks = _content(sequence), self._held[sequence]
-        upto = min(sequence.hashed_tokens // self._size, content.shared_blocks)
-        blocks.extend(map(self._insert, content.keys(len(blocks), upto)))
+        upto = min(sequence.hashed_tokens, content.shared_tokens) // self._size
+        blocks.extend(map(self._insert, content.keys(len(blocks), upto, self._size)))
 
     def release(self, sequence: Sequence) -> None:
         """A preempted sequence loses its blocks; it may find those with a hash again."""
         self._give_back(sequence, sequence.hashed_tokens // self._size)
 
     def retire(self, sequence: Sequence) -> None:
-        """A finished sequence gives its blocks back; what was its own, nobody looks up any more."""
-        self._give_back(sequence, min(sequence.hashed_tokens // self._size, _content(sequence).shared_blocks))
+        """A sequence that is over gives its blocks back; what was its own, nobody looks up any more."""
+        self._give_back(sequence, min(sequence.hashed_tokens, _content(sequence).shared_tokens) // self._size)
 
     def _give_back(self, sequence: Sequence, findable: int) -> None:
         self._settle()
         blocks = self._held.pop(sequence)
-        blocks.extend(map(self._insert, _content(sequence).keys(len(blocks), findable)))
+        blocks.extend(map(self._insert, _content(sequence).keys(len(blocks), findable, self._size)))
         forgotten = sequence.hashed_tokens // self._size - len(blocks)
         freed = sequence.blocks - len(blocks)
         # The tail goes first, so that it is taken first.

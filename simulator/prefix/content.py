@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,18 +86,19 @@ class Content(NamedTuple):
     Stands for vLLM's chained block hashes (0.26 `v1/core/kv_cache_utils.py` `hash_block_tokens`).
     """
 
-    firsts: tuple[int, ...]
-    """First block of each branch. A branch holds the blocks that end within one segment."""
+    starts: tuple[int, ...]
+    """First token of each branch. A branch has the blocks that end within one segment, whatever the size of a block."""
     bases: tuple[int, ...]
     """Of each branch: what the index of a block is added to."""
-    shared_blocks: int
-    """Blocks from here on no other sequence can have."""
+    shared_tokens: int
+    """Tokens from here on no other sequence can have."""
 
-    def keys(self, first: int, end: int) -> Iterator[int]:
+    def keys(self, first: int, end: int, block_size: int) -> Iterator[int]:
         """The keys of the blocks from `first` to before `end`."""
+        starts = self.starts
         for index, base in enumerate(self.bases):
-            last = self.firsts[index + 1] if index + 1 < len(self.firsts) else end
-            yield from range(base + max(first, self.firsts[index]), base + min(end, last))
+            last = starts[index + 1] // block_size if index + 1 < len(starts) else end
+            yield from range(base + max(first, starts[index] // block_size), base + min(end, last))
 
 
 def private(row: int) -> Content:
@@ -109,40 +110,52 @@ def _private_base(row: int) -> int:
     return -(row + 1) << _BRANCH_BITS
 
 
-class Contents:
-    """Gives every request of a table its `Content`."""
+ENDLESS_TOKENS = 1 << _BRANCH_BITS
+"""More than any sequence has."""
 
-    def __init__(self, content: PromptContent, block_size: int) -> None:
+
+class Contents:
+    """Gives what is sent its `Content`."""
+
+    def __init__(self, content: PromptContent, prompt_tokens: Int64 | None = None) -> None:
+        """`prompt_tokens`: int64[n], where a request may be sent again, with the same prompt; None: each is sent once."""
         self._offsets = content.offsets.tolist()
         self._segments = list(zip(content.content_id.tolist(), content.tokens.tolist(), strict=True))
+        self._prompt_tokens = None if prompt_tokens is None else prompt_tokens.tolist()
         _, place, times = np.unique(np.concatenate([content.content_id, content.answer_id]), return_inverse=True, return_counts=True)
         self._is_lone = (times[place] == 1).tolist()
         """Of each segment, then of each answer: whether its content is nowhere else."""
         self._answer_id = content.answer_id.tolist()
-        self._block_size = block_size
-        self._branches: dict[tuple[int, int, int], int] = {}
-        """Number of each branch by (branch before it, tokens of that one, content id)."""
+        self._branches: dict[tuple[int, int, Hashable], int] = {}
+        """Number of each branch by (branch before it, tokens of that one, content)."""
+        self._answers: dict[int, Hashable] = {}
+        """What later prompts repeat where a request was sent again: the answer to its last attempt, by `answer_id`."""
 
-    def of(self, row: int) -> Content:
-        """The content of request `row`."""
-        branch, tokens, ends, bases = -1, 0, [0], []
-        answer_id = NOBODY if self._is_lone[len(self._segments) + row] else self._answer_id[row]
-        for index in range(self._offsets[row], self._offsets[row + 1]):
-            if self._is_lone[index]:
+    def of(self, request: int, row: int | None = None) -> Content:
+        """The content of a request, sent for the first time or (as `row`) again: its prompt is the same, its answer another one."""
+        branch, tokens, starts, bases = -1, 0, [0], []
+        sent_once = self._prompt_tokens is None
+        answer_id = NOBODY if self._is_lone[len(self._segments) + request] else self._answer_id[request]
+        for index in range(self._offsets[request], self._offsets[request + 1]):
+            if sent_once and self._is_lone[index]:
                 # Content that occurs once: all that follows it is this request's alone, too.
                 answer_id = NOBODY
                 break
             content_id, length = self._segments[index]
-            branch, tokens = self._branch(branch, tokens, content_id), length
+            branch, tokens = self._branch(branch, tokens, self._answers.get(content_id, content_id)), length
             bases.append(branch << _BRANCH_BITS)
-            ends.append(ends[-1] + length)
+            starts.append(starts[-1] + length)
+        if self._prompt_tokens is not None and starts[-1] < self._prompt_tokens[request]:
+            branch, tokens = self._branch(branch, tokens, ("prompt of", request)), self._prompt_tokens[request] - starts[-1]
+            bases.append(branch << _BRANCH_BITS)
+            starts.append(starts[-1] + tokens)
         if answer_id == NOBODY:
-            bases.append(_private_base(row))
-            shared_blocks = ends[-1] // self._block_size
-        else:
-            bases.append(self._branch(branch, tokens, answer_id) << _BRANCH_BITS)
-            shared_blocks = 1 << _BRANCH_BITS
-        return Content(tuple(end // self._block_size for end in ends), tuple(bases), shared_blocks)
+            bases.append(_private_base(request if row is None else row))
+            return Content(tuple(starts), tuple(bases), starts[-1])
+        if row is not None and row != request:
+            self._answers[answer_id] = ("answer to", row)
+        bases.append(self._branch(branch, tokens, self._answers.get(answer_id, answer_id)) << _BRANCH_BITS)
+        return Content(tuple(starts), tuple(bases), ENDLESS_TOKENS)
 
-    def _branch(self, before: int, tokens: int, content_id: int) -> int:
-        return self._branches.setdefault((before, tokens, content_id), len(self._branches))
+    def _branch(self, before: int, tokens: int, content: Hashable) -> int:
+        return self._branches.setdefault((before, tokens, content), len(self._branches))

@@ -190,12 +190,13 @@ def _use(result: Result, window: Window | None) -> dict[str, float]:
 
 
 def _prefix_cache(result: Result, window: Window | None) -> dict[str, float]:
-    """Prompt tokens looked up and found, named as vLLM's metrics; nothing without prefix caching.
+    """Prompt tokens looked up and found, named as vLLM's metrics; nothing without prefix caching, or where there is nothing to find.
 
     Each request counts once: vLLM keeps preempted ones that come back apart, too, but 0.26 counts a head of the queue again in every
     step in which it is looked up and then held back (0.32 does not).
     """
-    if not result.scenario.engine.enable_prefix_caching:
+    caching = any(group.engine.enable_prefix_caching for group in result.scenario.groups)
+    if not caching or (result.requests.content is None and not result.cached_tokens.any()):
         return {}
     admitted = sent_in(result, window) & (result.scheduled_ns >= 0)
     queries, hits = int(result.requests.prompt_tokens[admitted].sum()), int(result.cached_tokens[admitted].sum())

@@ -8,6 +8,7 @@ from zlib import crc32
 
 import numpy as np
 
+from simulator.prefix.content import Content
 from simulator.step.sequence import Sequence
 
 
@@ -19,13 +20,13 @@ class Ask(NamedTuple):
     prompt_tokens: int
     predicted_tokens: int
     """Output tokens that the predictor expects; the client's limit where there is no predictor."""
-    prefix: int
-    """Whose prompts begin alike: the client, as long as nothing is known of what prompts contain."""
+    content: Content | None = None
+    """What the prompt begins with; None: with nothing that another one does."""
 
     @classmethod
     def about(cls, sequence: Sequence) -> Ask:
         """What is known of this request."""
-        return cls(sequence.row, sequence.prompt_tokens, sequence.predicted_tokens, sequence.client)
+        return cls(sequence.row, sequence.prompt_tokens, sequence.predicted_tokens, sequence.content)
 
 
 class Load(Protocol):

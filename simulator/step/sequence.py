@@ -111,16 +111,23 @@ class Sequence:
         return self.intercept + step - self.prompt_tokens + 1
 
     def expected_tokens(self, step: int) -> int:
-        """Output tokens to expect in all, once `step` is scheduled: a prediction that was passed is doubled until it is not."""
-        emitted, predicted = self.emitted_at(step) if self.decoding else self.emitted_tokens, self.predicted_tokens
+        """Output tokens to expect in all, once `step` is scheduled."""
+        return self.expected_after(self.emitted_at(step) if self.decoding else self.emitted_tokens)
+
+    def expected_after(self, emitted: int) -> int:
+        """The same after so many tokens: a prediction that was passed is doubled until it is not."""
+        predicted = self.predicted_tokens
         if emitted >= predicted:
             predicted <<= (emitted // predicted).bit_length()
         return min(predicted, self.max_tokens)
 
     def predicted_remaining(self, step: int) -> int:
         """Output tokens to expect after `step`."""
-        emitted = self.emitted_at(step) if self.decoding else self.emitted_tokens
-        return max(self.expected_tokens(step) - emitted, 0)
+        return self.remaining_after(self.emitted_at(step) if self.decoding else self.emitted_tokens)
+
+    def remaining_after(self, emitted: int) -> int:
+        """Output tokens to expect beyond so many."""
+        return max(self.expected_after(emitted) - emitted, 0)
 
     def blocks_at(self, step: int, block_size: int) -> int:
         """Blocks held once `step` is scheduled; the sequence decodes."""

@@ -37,12 +37,18 @@ class WaitingQueue(Protocol):
     def remove(self, sequence: Sequence) -> None:
         """Takes one out that finished while waiting (its last step was in flight when it was preempted)."""
 
+    def rank_again(self, sequence: Sequence) -> None:
+        """One that was preempted has emitted more since: what was in flight then."""
+
 
 class FcfsQueue(deque[Sequence]):
     """First come, first served; preempted requests go to the front."""
 
     add = deque.append
     put_back = deque.appendleft
+
+    def rank_again(self, sequence: Sequence) -> None:
+        """Its place is the front, however far it has come."""
 
     def peek(self) -> Sequence:
         return self[0]
@@ -80,6 +86,10 @@ class PriorityQueue:
     def remove(self, sequence: Sequence) -> None:
         self._heap = [entry for entry in self._heap if entry[-1] is not sequence]
         heapify(self._heap)
+
+    def rank_again(self, sequence: Sequence) -> None:
+        self.remove(sequence)
+        self.add(sequence)
 
 
 class ShortestFirstQueue(PriorityQueue):

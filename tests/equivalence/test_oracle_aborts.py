@@ -33,9 +33,13 @@ def timeout_ns(seed: int) -> int:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_engine_whose_clients_time_out_is_the_plain_engine(seed: int, stride: int | None) -> None:
     case, timeout = random_case(seed), timeout_ns(seed)
-    plain = plain_run(seed)
     clients = ClientConfig(timeout_s=timeout / 1e9)
     result = simulate(Scenario(Workload(case.requests, OpenLoop()), case.engine, case.cost, stride=stride, sample_s=7e-6, clients=clients))
+    assert_same_run(result, plain_run(seed), timeout)
+
+
+def assert_same_run(result: Result, plain: PlainEngine, timeout: int) -> None:
+    """Of clients that all wait `timeout` nanoseconds."""
     assert_same_tokens(result, plain)
     for row, request in enumerate(plain.requests):
         finish_ns = request.client_ns[-1] if request.finish_ns >= 0 else -1

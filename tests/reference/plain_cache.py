@@ -16,9 +16,10 @@ from tests.reference.plain_request import Request
 class PlainCache:
     """Blocks are numbers; a block's hash is a number, too: one for each chain of tokens, from the first on, that was ever hashed."""
 
-    def __init__(self, num_blocks: int, block_size: int, *, enable_caching: bool) -> None:
+    def __init__(self, num_blocks: int, block_size: int, *, enable_caching: bool, use_eagle: bool = False) -> None:
         self.block_size = block_size
         self.enable_caching = enable_caching
+        self.use_eagle = use_eagle
         self.ref_cnt = [0] * num_blocks
         self.block_hash: list[int | None] = [None] * num_blocks
         self.free_block_queue = OrderedDict.fromkeys(range(num_blocks))
@@ -39,7 +40,7 @@ class PlainCache:
             if not blocks:
                 break
             computed_blocks.append(blocks[0])
-        return computed_blocks
+        return computed_blocks[:-1] if self.use_eagle else computed_blocks
 
     def num_evictable(self, blocks: Sequence[int]) -> int:
         return sum(self.ref_cnt[block] == 0 for block in blocks)

@@ -42,9 +42,10 @@ class PlainEngine:
         self.aborts_ns = aborts_ns or []
         """When the engine sees that a client has left, by row; without effect where it is done by then."""
         columns = (table.prompt_tokens, table.output_tokens, table.max_tokens, table.priority, table.arrival_ns, table.predicted_tokens)
-        longest = engine.max_model_len
-        self.requests = [Request(row, *values, longest) for row, values in enumerate(zip(*(c.tolist() for c in columns), strict=True))]
-        self.cache = PlainCache(engine.num_gpu_blocks - 1, engine.block_size, enable_caching=engine.enable_prefix_caching)
+        common = (engine.max_model_len, drafting is not None)
+        self.requests = [Request(row, *values, *common) for row, values in enumerate(zip(*(c.tolist() for c in columns), strict=True))]
+        eagle = engine.speculative is not None and engine.speculative.uses_eagle
+        self.cache = PlainCache(engine.num_gpu_blocks - 1, engine.block_size, enable_caching=engine.enable_prefix_caching, use_eagle=eagle)
         if engine.enable_prefix_caching:
             spell_out(self.requests, table, self.cache)
         self.waiting: list[Request] = []
@@ -233,13 +234,14 @@ class PlainEngine:
 
     def schedule_waiting(self, step: Step, budget: int) -> None:
         engine = self.engine
+        self._sort()
         only_decodes = bool(step.rows) and not any(row.prefill for row in step.rows)
         while self.waiting and budget > 0 and len(self.running) < engine.max_num_seqs:
             request = self.waiting[0]
             computed_blocks = self.cache.get_computed_blocks(request.block_hashes, request.num_tokens)
             computed = len(computed_blocks) * engine.block_size
-            pad = self.num_spec_tokens > 0 and only_decodes and request.num_tokens == 1
-            tokens = self._first_chunk(request.num_tokens - computed, budget, pad)
+            pad = self.num_spec_tokens > 0 and only_decodes and request.num_tokens - computed == 1
+            tokens = self._first_chunk(request.num_tokens - computed, budget, pad, engine.max_model_len - computed)
             if tokens == 0:
                 break
             headroom = int(engine.watermark * engine.num_gpu_blocks) if self.running else 0
@@ -273,11 +275,11 @@ class PlainEngine:
             step.admitted.append(request.row)
             budget -= tokens
 
-    def _first_chunk(self, tokens: int, budget: int, pad: bool) -> int:
+    def _first_chunk(self, tokens: int, budget: int, pad: bool, room: int) -> int:
         """Of the `tokens` that a waiting request lacks, those in this step; 0 if it has to wait for a step with more room."""
         if pad:
             tokens = 1 + self.num_spec_tokens
-            if tokens > budget or tokens > self.engine.max_model_len:
+            if tokens > budget or tokens > room:
                 return 0
             self.counts["padded with drafts"] += 1
         if 0 < self.threshold < tokens:

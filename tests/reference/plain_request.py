@@ -19,6 +19,8 @@ class Request:
     arrival_ns: int
     predicted_tokens: int
     max_model_len: int
+    verifies: bool
+    """Whether its steps may verify drafts."""
     status: str = "waiting"
     all_tokens: list[Hashable] = field(default_factory=list)
     """With prefix caching: something for each token, equal for equal tokens."""
@@ -48,8 +50,8 @@ class Request:
 
     @property
     def planned_tokens(self) -> int:
-        """Output tokens that steps scheduled so far bring."""
-        return self.num_output_tokens + self.num_output_placeholders
+        """Output tokens that steps scheduled so far bring; with drafts, which may be rejected, those that results have brought."""
+        return self.num_output_tokens + (0 if self.verifies else self.num_output_placeholders)
 
     @property
     def expected_tokens(self) -> int:

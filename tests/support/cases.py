@@ -72,6 +72,7 @@ def random_engine(rng: np.random.Generator, requests: RequestTable) -> EngineCon
         block_size=block_size,
         num_gpu_blocks=usable_blocks + 1,
         enable_chunked_prefill=chunked,
+        enable_prefix_caching=False,
         long_prefill_token_threshold=int(rng.choice([0, 0, 1, 3, 12])),
         scheduling_policy=str(rng.choice(["fcfs", "priority"])),
         scheduler_reserve_full_isl=bool(rng.random() < 0.7),

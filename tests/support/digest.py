@@ -11,6 +11,7 @@ from simulator.simulate import Result, simulate
 from tests.support.services import random_scenario
 
 COLUMNS = ["sent_ns", "scheduled_ns", "first_token_ns", "visible_ns", "finish_ns", "emitted_tokens", "preemptions", "replica", "busy_ns"]
+COLUMNS += ["cached_tokens", "held_back"]
 SAMPLES = ["time_ns", "kv_blocks", "running", "waiting", "batch_tokens"]
 
 

@@ -126,3 +126,11 @@ def test_shared_options_of_the_profiler_are_allowed_and_typos_are_not() -> None:
 def test_every_finding_is_counted() -> None:
     with pytest.raises(UserError, match=r"seed: .* not -1 \(and 1 more\)"):
         load(SIMULATE, ["seed=-1", "run.duration_s=-3"])
+
+
+@pytest.mark.parametrize(("overrides", "caches"), [([], True), (["opt=prefix_caching"], True), (["opt=no_prefix_caching"], False)])
+def test_prefixes_are_cached_unless_told_otherwise_as_in_vllm(overrides: list[str], caches: bool) -> None:
+    config = load(SIMULATE, overrides)
+    assert config.engine_config(config.load_cost()).enable_prefix_caching is caches
+    told = load(SIMULATE, [*overrides, "+engine.enable_prefix_caching=false"])
+    assert told.engine_config(told.load_cost()).enable_prefix_caching is False

@@ -17,8 +17,8 @@ from simulator.workload import read_trace
 def common(segments: list[list[tuple[int, int]]], answer_id: list[int] | None = None, blocks: int = 8) -> int:
     """Leading blocks that the first two requests have in common."""
     content = PromptContent.build(segments, None if answer_id is None else np.array(answer_id))
-    contents = Contents(content, 4)
-    same = [a == b for a, b in zip(contents.of(0).keys(0, blocks), contents.of(1).keys(0, blocks), strict=True)]
+    contents = Contents(content)
+    same = [a == b for a, b in zip(contents.of(0).keys(0, blocks, 4), contents.of(1).keys(0, blocks, 4), strict=True)]
     assert same == sorted(same, reverse=True), "after a difference, nothing is the same"
     return sum(same)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -17,7 +14,6 @@ from simulator.request import RequestTable
 from simulator.simulate import Result, Scenario, simulate
 from simulator.workload import Workload
 from tests.support.cases import cost_model
-from tests.support.services import random_speculative_scenario
 
 STEP_NS = 1_000
 
@@ -135,9 +131,3 @@ def test_a_config_reaches_the_engines() -> None:
     assert (requests.predicted_tokens != requests.output_tokens).any()
     plain = load("conf/simulate.yaml", ["run.duration_s=20"]).scenario()
     assert (plain.workload.requests.predicted_tokens == plain.workload.requests.max_tokens).all()
-
-
-@pytest.mark.parametrize("other", [{"policy": Policy(preemption="most_blocks")}, {"router": "least_tokens"}], ids=["policy", "router"])
-def test_drafts_go_with_no_policy_and_with_no_counting_of_tokens(other: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="speculation is not simulated together with policy, nor with routers that count tokens"):
-        simulate(replace(random_speculative_scenario(1), **other))

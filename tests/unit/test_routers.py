@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from simulator.errors import UserError
+from simulator.prefix.content import Contents, PromptContent
 from simulator.routers import Ask, make_router
 from simulator.routers.prefix import BOUND
 from simulator.simulate import Scenario, simulate
 from simulator.workload import OpenLoop, Workload
 from tests.support.cases import cost_model
+from tests.support.prefixes import random_prefix_scenario
 from tests.support.remedies import random_remedied_scenario
 
 
@@ -35,8 +37,8 @@ class Load:
         return self.counts
 
 
-def ask(row: int = 0, prefix: int = 0) -> Ask:
-    return Ask(row, prompt_tokens=100, predicted_tokens=1000, prefix=prefix)
+def ask(row: int = 0) -> Ask:
+    return Ask(row, prompt_tokens=100, predicted_tokens=1000)
 
 
 def test_an_unknown_router_is_refused_with_the_known_ones() -> None:
@@ -84,19 +86,58 @@ def test_vllm_hears_counts_that_did_not_change_only_every_five_seconds() -> None
     assert router.route(loads, ask()) == 0  # 1, 3 again
 
 
-def test_a_prefix_has_a_home_until_that_is_overloaded() -> None:
-    idle = [Load(index) for index in range(5)]
+def asks(*prompts: list[tuple[int, int]]) -> list[Ask]:
+    """Requests whose prompts are these (content id, tokens) and 40 tokens of their own; each content comes up again somewhere."""
+    again = [[segment] for prompt in prompts for segment in prompt]
+    contents = Contents(PromptContent.build([*prompts, *again]))
+    return [Ask(row, sum(n for _, n in prompt) + 40, 1000, contents.of(row)) for row, prompt in enumerate(prompts)]
+
+
+def test_a_prompt_goes_where_its_longest_beginning_was_sent() -> None:
+    loads = [Load(0, outstanding=5), Load(1, outstanding=4), Load(2, outstanding=6)]
     router = make_router("prefix_affine", 0)
-    homes = {prefix: router.route(idle, ask(prefix=prefix)) for prefix in range(500)}
-    assert all(router.route(idle, ask(prefix=prefix)) == home for prefix, home in homes.items())
-    assert all(60 < times < 140 for times in Counter(homes.values()).values())
+    first, longer, short, other, longest = asks([(1, 160)], [(1, 160), (2, 80)], [(1, 15)], [(3, 160)], [(3, 320), (4, 80)])
+    assert router.route(loads, first) == 1, "nobody knows it: the least loaded"
+    loads[1].outstanding = 6
+    assert router.route(loads, longer) == 1, "its beginning was sent there, though others have less to do"
+    assert router.route(loads, short) == 0, "less than a block in common"
+    assert router.route(loads, other) == 0
+    loads[0].outstanding = 8
+    assert router.route(loads, longest) == 0
+    loads[0].outstanding = 12
+    assert router.route(loads, other) == 1, "the one that knows it has more than 1.25 times its share"
+    assert router.route(loads[:1] + loads[2:], first) == 1, "the one that knows it is gone"
+    loads[1].outstanding = 7
+    assert router.route(loads, ask()) == 2
+
+
+def test_what_was_sent_long_ago_is_forgotten_from_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulator.routers.prefix.MOST_BLOCKS", 12)
+    first, second, all_of_it = asks([(1, 160)], [(2, 128)], [(3, 192)])
+    idle, busy = [Load(0), Load(1, outstanding=1)], [Load(0, outstanding=1), Load(1)]
+    for then, home in ((second, 0), (all_of_it, 1)):  # 8 blocks leave the first 4 of the 10 before, 12 leave none
+        router = make_router("prefix_affine", 0)
+        assert [router.route(idle, first), router.route(idle, then)] == [0, 0]
+        assert router.route([*busy, Load(2, outstanding=1)], first) == home
+
+
+def test_one_system_prompt_for_all_does_not_send_everything_to_one_place() -> None:
     loads = [Load(index) for index in range(5)]
+    router = make_router("prefix_affine", 0)
+    [one] = asks([(1, 160)])
     for row in range(1000):
-        loads[router.route(loads, ask(row, prefix=7))].outstanding += 1
+        loads[router.route(loads, one)].outstanding += 1
         assert max(load.outstanding for load in loads) <= BOUND * (row + 1) / 5 + 1
-    # Without the home of prefix 7, the other prefixes stay where they are.
-    left = [load for load in idle if load.index != homes[7]]
-    assert all(left[router.route(left, ask(prefix=prefix))].index == home for prefix, home in homes.items() if home != homes[7])
+
+
+def test_conversations_stay_where_their_past_is_cached() -> None:
+    """More of every prompt is found than where turns are sent to the least loaded replica."""
+    found = Counter[str]()
+    for seed in range(0, 80, 4):
+        scenario = replace(random_prefix_scenario(seed), num_replicas=3, horizon_s=None)
+        for router in ("least_requests", "prefix_affine"):
+            found[router] += int(simulate(replace(scenario, router=router)).cached_tokens.sum())
+    assert found["prefix_affine"] > 1.1 * found["least_requests"]
 
 
 @pytest.mark.parametrize("name", ["least_tokens", "length_predictive"])

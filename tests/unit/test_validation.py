@@ -178,6 +178,12 @@ def test_a_speculative_trace_is_replayed_with_its_drafts(
     assert (result.emitted_tokens == result.requests.output_tokens).all()
 
 
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_the_engine_remembers_prefixes_if_the_measured_one_did(trace: Path, prefix_caching: bool) -> None:
+    edit_meta(trace, prefix_caching=prefix_caching)
+    assert run(trace).result.scenario.engine.enable_prefix_caching is prefix_caching
+
+
 @pytest.mark.parametrize("change", [{"speculative": {"method": "ngram"}}, {"num_gpus": 3, "tensor_parallel_size": 2}])
 def test_what_is_not_modelled_is_refused(trace: Path, change: dict[str, Any]) -> None:
     edit_meta(trace, **change)

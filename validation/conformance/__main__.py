@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
 from simulator.errors import UserError
 from validation.conformance.branches import Report, Watch
-from validation.conformance.cases import random_case, speculative_case
-from validation.conformance.draft_kinds import DRAFT_QUOTAS
+from validation.conformance.cases import Case, Version, random_case, speculative_case
+from validation.conformance.draft_kinds import DRAFT_PREFIX_QUOTAS, DRAFT_QUOTAS
 from validation.conformance.golden import collect
 from validation.conformance.kinds import PREFIX_QUOTAS, QUOTAS
-from validation.conformance.prefix_cases import random_prefix_case
+from validation.conformance.prefix_cases import random_prefix_case, speculative_prefix_case
 from validation.conformance.run import Outcome, exact_version, installed, outcomes
 
 USAGE = """\
@@ -25,7 +25,7 @@ usage: python -m validation.conformance [key=value …]    where vLLM 0.26 or 0.
   steps=100000     at least so many steps, of random cases from seed on
   seed=0
   drafts=true      with speculative decoding: n-gram, draft models, EAGLE (vLLM 0.26)
-  prefix_caching=true    with prefix caching
+  prefix_caching=true    with prefix caching; both may be given
   coverage=true    also which branches of vLLM's schedule() were taken (needs coverage.py; slower)
   golden=FILE      writes a sample of vLLM's decisions instead"""
 
@@ -45,11 +45,15 @@ class Settings(BaseModel):
     coverage: bool = False
     golden: Path | None = None
 
-    @model_validator(mode="after")
-    def _one_feature(self) -> Settings:
-        if self.drafts and self.prefix_caching:
-            raise ValueError("drafts and prefix_caching: one of them at a time")
-        return self
+    @property
+    def kind(self) -> tuple[Callable[[int, Version], Case], dict[str, int]]:
+        """What makes the cases, and how often every kind of decision must be seen."""
+        return {
+            (False, False): (random_case, QUOTAS),
+            (False, True): (random_prefix_case, PREFIX_QUOTAS),
+            (True, False): (speculative_case, DRAFT_QUOTAS),
+            (True, True): (speculative_prefix_case, DRAFT_PREFIX_QUOTAS),
+        }[self.drafts, self.prefix_caching]
 
     @classmethod
     def load(cls, arguments: list[str]) -> Settings:
@@ -79,8 +83,7 @@ def main(arguments: list[str]) -> int:
     try:
         settings = Settings.load(arguments)
         watch = Watch(settings.drafts) if settings.coverage else None
-        make = speculative_case if settings.drafts else random_prefix_case if settings.prefix_caching else random_case
-        quotas = DRAFT_QUOTAS if settings.drafts else PREFIX_QUOTAS if settings.prefix_caching else QUOTAS
+        make, quotas = settings.kind
         cases = outcomes(installed(), settings.seed, make)
         if settings.golden is not None:
             golden = collect(cases, quotas)

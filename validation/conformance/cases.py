@@ -42,7 +42,8 @@ class Case(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """For `from_json`."""
-        document = {"engine": self.engine.model_dump(exclude_defaults=True), "arrivals": self.arrivals}
+        engine = self.engine.model_dump(exclude_defaults=True) | {"enable_prefix_caching": self.engine.enable_prefix_caching}
+        document = {"engine": engine, "arrivals": self.arrivals}
         return document if self.drafting is None else document | {"drafting": asdict(self.drafting)}
 
     @classmethod
@@ -52,7 +53,9 @@ class Case(NamedTuple):
         if drafting is not None:
             acceptance = drafting["acceptance"] | {"rates": tuple(drafting["acceptance"]["rates"]), "growth": ()}
             drafting = Drafting(Acceptance(**acceptance), drafting["seed"])
-        return cls(EngineConfig(**document["engine"]), tuple(map(_arrival, document["arrivals"])), drafting)
+        # It was off unless said otherwise when the older samples were written.
+        engine = EngineConfig(**{"enable_prefix_caching": False} | document["engine"])
+        return cls(engine, tuple(map(_arrival, document["arrivals"])), drafting)
 
 
 def _arrival(row: list[Any]) -> Arrival:
@@ -103,6 +106,13 @@ def random_case(seed: int, vllm_version: Version = "0.26") -> Case:
 def speculative_case(seed: int, vllm_version: Version = "0.26") -> Case:
     """A random case whose engine speculates; in every fifth of them requests come one token long, into running decodes."""
     case = random_case(seed, vllm_version)
+    if seed % 5 == 0:
+        case = case._replace(arrivals=tuple(arrival._replace(prompt_tokens=1) for arrival in case.arrivals))
+    return with_drafts(case, seed)
+
+
+def with_drafts(case: Case, seed: int) -> Case:
+    """The case on an engine that speculates."""
     rng = np.random.default_rng([seed, 2])
     drafts = int(rng.choice([1, 2, 3, 5]))
     method = str(rng.choice(["ngram", "draft_model", "eagle", "eagle3"], p=[0.15, 0.15, 0.35, 0.35]))
@@ -115,10 +125,7 @@ def speculative_case(seed: int, vllm_version: Version = "0.26") -> Case:
     # Below 1 + K, vLLM counts drafts of a request of one token that it never scheduled: their number goes below zero.
     options["long_prefill_token_threshold"] = max(threshold, 1 + drafts) if threshold else 0
     options["max_num_batched_tokens"] += options["max_num_seqs"] * (method == "draft_model")
-    arrivals = case.arrivals
-    if seed % 5 == 0:
-        arrivals = tuple(arrival._replace(prompt_tokens=1) for arrival in arrivals)
-    return Case(EngineConfig(**options), arrivals, Drafting(Acceptance(rates, proposed), seed))
+    return Case(EngineConfig(**options), case.arrivals, Drafting(Acceptance(rates, proposed), seed))
 
 
 def _by_priority_to_the_last_block(
@@ -161,6 +168,7 @@ def random_options(rng: np.random.Generator, max_model_len: int) -> dict[str, An
         "block_size": block_size,
         "num_gpu_blocks": usable_blocks + 1,
         "enable_chunked_prefill": chunked,
+        "enable_prefix_caching": False,
         "long_prefill_token_threshold": min(int(rng.choice([0, 0, 0, 1, 3, 12, 48])), max_model_len),
         "scheduling_policy": str(rng.choice(["fcfs", "priority"])),
         "scheduler_reserve_full_isl": bool(rng.random() < 0.6),

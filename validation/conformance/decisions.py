@@ -102,7 +102,7 @@ def content(case: Case) -> PromptContent:
 
 def sequences(case: Case) -> list[Sequence]:
     """The requests of a case as the simulator's scheduler takes them."""
-    contents = Contents(content(case), case.engine.block_size)
+    contents = Contents(content(case))
     made = []
     for row, arrival in enumerate(case.arrivals):
         sequence = Sequence(row, arrival.prompt_tokens, arrival.output_tokens, arrival.max_tokens, arrival.priority, arrival_ns=row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from validation.conformance.kinds import QUOTAS, Kinds
+from validation.conformance.kinds import PREFIX_QUOTAS, QUOTAS, Kinds
 
 RARE = ("refunded tokens used again", "victim in front, without tokens in the step", "the same, and others in line behind")
 """Rules that have nothing to do with drafts and hardly apply with them: runs without drafts have to see them."""
@@ -26,6 +26,9 @@ DRAFT_QUOTAS = {name: quota for name, quota in QUOTAS.items() if name not in RAR
     "one-token request kept out: no room for its padding": 3,
 }
 """How often each kind must at least have been seen in a run with drafts."""
+
+DRAFT_PREFIX_QUOTAS = DRAFT_QUOTAS | {name: quota for name, quota in PREFIX_QUOTAS.items() if name not in QUOTAS}
+"""The same with prefix caching."""
 
 
 class DraftKinds(Kinds):
@@ -78,7 +81,9 @@ class DraftKinds(Kinds):
         if self._preempted_now or not scheduler.waiting or len(scheduler.running) >= self._engine.max_num_seqs:
             return False
         head = scheduler.waiting.peek_request()
-        return not self._head_refused and head.num_tokens == 1 and 0 < left <= scheduler.num_spec_tokens
+        (found,), *_ = scheduler.kv_cache_manager.coordinator.find_longest_cache_hit(head.block_hashes, head.num_tokens - 1)
+        lacks = head.num_tokens - len(found) * self._engine.block_size
+        return not self._head_refused and lacks == 1 and 0 < left <= scheduler.num_spec_tokens
 
     def sampled(self, plan: Any, output: Any, requests: dict[str, Any]) -> None:
         """The results of a step are about to be handled."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from simulator.engine import EngineConfig
 from simulator.prefix.content import NOBODY
-from validation.conformance.cases import Arrival, Case, Version, random_options
+from validation.conformance.cases import Arrival, Case, Version, random_options, with_drafts
 
 LONGEST_PROMPT = 200
 """Of a conversation that goes on."""
@@ -39,6 +39,11 @@ def random_prefix_case(seed: int, vllm_version: Version = "0.26") -> Case:
     if tight:
         options |= _to_the_last_block(rng, max_model_len)
     return Case(EngineConfig(**options, vllm_version=vllm_version), tuple(arrivals))
+
+
+def speculative_prefix_case(seed: int, vllm_version: Version = "0.26") -> Case:
+    """The same on an engine that speculates."""
+    return with_drafts(random_prefix_case(seed, vllm_version), seed)
 
 
 def _prompt(

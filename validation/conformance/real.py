@@ -53,11 +53,13 @@ class Runner:
         start = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         start |= {new.req_id: new.num_computed_tokens for new in plan.scheduled_new_reqs}
         rows = plan.num_scheduled_tokens
+        # Model runner V1 is told of resumed requests among the cached ones.
+        begun = {new.req_id for new in plan.scheduled_new_reqs} | set(cached.resumed_req_ids)
         for request_id in rows:
             # With drafts in flight, vLLM's count of computed tokens runs ahead of what is computed; only a new beginning shows in it.
-            if start[request_id] == 0 or self._case.drafting is None:
+            if request_id in begun or self._case.drafting is None:
                 self._computed[int(request_id)] = start[request_id]
-        drafts = {request_id: len(tokens) for request_id, tokens in plan.scheduled_spec_decode_tokens.items() if start[request_id]}
+        drafts = {request_id: len(tokens) for request_id, tokens in plan.scheduled_spec_decode_tokens.items() if request_id not in begun}
         self._sampled = ModelRunnerOutput(
             req_ids=list(rows),
             req_id_to_index={request_id: index for index, request_id in enumerate(rows)},
@@ -185,6 +187,9 @@ class Driver:
             self._asked[row] = _request(row, self.case.arrivals[row], self.text.prompt(row), self._hasher)
         request = self._asked[row]
         (blocks,), *_ = self.scheduler.kv_cache_manager.coordinator.find_longest_cache_hit(request.block_hashes, request.num_tokens - 1)
+        if self.case.engine.speculative is not None and self.case.engine.speculative.uses_eagle:
+            # It leaves out the last one that is there.
+            return max(min(len(blocks) + 1, self._heads[row]) - 1, 0)
         return min(len(blocks), self._heads[row])
 
 
