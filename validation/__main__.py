@@ -12,13 +12,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from simulator.compose import CONF, compose_file
 from simulator.config import Config, load
-from simulator.errors import UserError
+from simulator.errors import NotMeasuredError, UserError
 from simulator.workload import one_line
 from validation.compare import compare
 from validation.judged import Judged, limits, overview
 from validation.page import write_page
 from validation.repeat import repeatability
 from validation.replay import Recording, Replay, replay, write_prediction
+from validation.speedup import find_twin, speed_up
 from validation.split import split
 
 TRACES = Path(__file__).resolve().parent / "traces"
@@ -165,14 +166,31 @@ def _judge(settings: Settings) -> tuple[list[Judged], list[str]]:
             refused.append(f"{folder.name}: {error}")
     if not replays:
         raise UserError(f"no trace could be replayed; the first: {refused[0]}" if refused else "there are no traces in validation/traces")
-    called = Counter(each.recording.meta.name for each in replays)
-    for each in replays:
+    twins = [_twin(each, replays) for each in replays]
+    known = list(dict.fromkeys([*replays, *(twin for twin in twins if twin)]))
+    called = Counter(each.recording.meta.name for each in known)
+    for each in known:
         name = each.recording.meta.name
         # Recordings of one workload on two machines may be called alike.
         write_prediction(each, settings.folder / (name if called[name] == 1 else f"{name}-{each.recording.folder.name}"))
-    comparisons = [compare(each) for each in replays]
+    compared = {each: compare(each) for each in known}
+    comparisons = [compared[each] for each in replays]
     again = repeatability(comparisons)
-    return [Judged(each, split(each), distance) for each, distance in zip(comparisons, again, strict=True)], refused
+    gains = [speed_up(compared[each], compared[twin]) if twin else None for each, twin in zip(replays, twins, strict=True)]
+    return [Judged(each, split(each), a, b) for each, a, b in zip(comparisons, again, gains, strict=True)], refused
+
+
+def _twin(speculative: Replay, replays: list[Replay]) -> Replay | None:
+    """The replay of the same requests without drafts: one of these, else of a trace beside it or a shipped one; None: there is none."""
+    by_recording = {each.recording: each for each in replays}
+    beside = sorted(path.parent for path in (*speculative.recording.folder.parent.glob("*/meta.json"), *TRACES.glob("*/meta.json")))
+    twin = find_twin(speculative.recording, by_recording, beside)
+    if twin is None or twin in by_recording:
+        return None if twin is None else by_recording[twin]
+    try:
+        return replay(twin, cost_model=None, router=None, seed=None)
+    except NotMeasuredError:
+        return None
 
 
 if __name__ == "__main__":

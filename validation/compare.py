@@ -152,7 +152,7 @@ def _totals(replay: Replay, measured: Columns, simulated: Columns, steps: pd.Dat
 
 
 def _token_gaps_p99_s(steps: pd.DataFrame) -> float:
-    """Over all tokens: each step's gap counts once for every sequence that decodes in it."""
+    """Over all tokens, or chunks of them: each step's gap counts once for every sequence that decodes in it, as in the simulation's."""
     gap_s = steps.groupby("replica")["update_s"].diff().to_numpy(np.float64)
     weight = steps["decode_seqs"].to_numpy(np.float64)
     known = np.isfinite(gap_s) & (weight > 0)
@@ -199,5 +199,7 @@ def _row(simulated: Float64, measured: Float64, arrival_s: Float64 | None, e2e_s
 
 
 def relative(simulated: float, measured: float) -> float | None:
-    """Signed relative error; None where 0 was measured."""
-    return simulated / measured - 1 if measured else None
+    """Signed relative error; none where both are 0, and None where 0 was measured alone."""
+    if measured:
+        return simulated / measured - 1
+    return None if simulated else 0.0

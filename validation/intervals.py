@@ -45,9 +45,9 @@ def resampled(arrival_s: Float64, e2e_s: Float64) -> NDArray[np.int64]:
 def intervals(simulated: Float64, measured: Float64, arrival_s: Float64, e2e_s: Float64) -> dict[str, Interval | None]:
     """Of the relative error of each statistic; None where 0 was measured. All arguments float64[n], in the order of arrival."""
     rows = resampled(arrival_s, e2e_s)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        errors = statistics(simulated[rows]) / statistics(measured[rows]) - 1
-        ends = np.quantile(errors, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=-1).T
+    of_simulated, of_measured = statistics(simulated[rows]), statistics(measured[rows])
+    errors = np.divide(of_simulated, of_measured, out=np.full_like(of_measured, np.nan), where=of_measured != 0) - 1
+    ends = np.quantile(errors, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=-1).T
     return {
         name: (float(low), float(high)) if np.isfinite(high - low) else None for name, (low, high) in zip(STATISTICS, ends, strict=True)
     }

@@ -11,6 +11,7 @@ from validation.compare import LABELS, Comparison
 from validation.intervals import STATISTICS
 from validation.limits import Verdict, judge, limits_cells, limits_header, limits_legend
 from validation.repeat import Repeatability
+from validation.speedup import SpeedUp
 from validation.split import Split
 from validation.table import as_json, as_text, percent
 
@@ -30,6 +31,8 @@ class Judged:
     comparison: Comparison
     split: Split
     repeatability: Repeatability | None
+    speed_up: SpeedUp | None = None
+    """Of a trace with drafts that has a twin without."""
 
     @property
     def name(self) -> str:
@@ -56,13 +59,20 @@ class Judged:
             },
             "repeatability": self.repeatability,
             "limits": self.verdict.json(),
+            "speed_up": self.speed_up.json() if self.speed_up else None,
         }
 
     def text(self) -> str:
         """The comparison's table, with the split by source below."""
-        return "\n".join(
-            [as_text(self.comparison), *self._repeat_lines(), *self._way_lines(), "", "where the error comes from", *self._split_lines()]
-        )
+        lines = [
+            as_text(self.comparison),
+            *self._repeat_lines(),
+            *self._way_lines(),
+            "",
+            "where the error comes from",
+            *self._split_lines(),
+        ]
+        return "\n".join([*lines, "", self.speed_up.text()] if self.speed_up else lines)
 
     def _repeat_lines(self) -> list[str]:
         if self.repeatability is None:
@@ -174,4 +184,5 @@ def legend(judged: Sequence[Judged]) -> list[str]:
     told = ["repeats: E2E and TPOT of the same requests measured again, |a / b − 1| of the means; –: measured once"]
     if any(each.comparison.replay.in_sample for each in judged):
         told.append(f"{IN_SAMPLE} in sample: the cost model was fitted to this very trace")
+    told += [f"{each.name}: {each.speed_up.line()}" for each in judged if each.speed_up]
     return told

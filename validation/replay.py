@@ -156,9 +156,12 @@ class Replay:
         return "in-sample: the cost model was fitted to this very trace" if self.in_sample else "the cost model never saw this trace"
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """Columns of a prediction's `requests.parquet`, one row a request in the order of arrival; seconds, NaN: no second token."""
+        """Columns of a prediction's `requests.parquet`, one row a request in the order of arrival; seconds, NaN: no second token.
+
+        Inter-token latencies are of tokens, as recorders count them: those that came together have no gap between them.
+        """
         result = self.result
-        itl_p50_s, itl_p99_s, itl_max_s = request_itl_s(result).T
+        itl_p50_s, itl_p99_s, itl_max_s = request_itl_s(result, of_tokens=self.recording.meta.speculative is not None).T
         return {
             "request_id": result.requests.request_id,
             "ttft_s": (result.first_token_ns - result.sent_ns) / NS_PER_S,

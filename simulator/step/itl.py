@@ -73,16 +73,19 @@ def inter_token_latency(result: Result, percentiles: tuple[float, ...], rows: ND
     )
 
 
-def request_itl_s(result: Result) -> Float64:
-    """float64[n, 3]: median, 99th percentile and maximum of each request's gaps, seconds; NaN with fewer than two tokens.
+def request_itl_s(result: Result, *, of_tokens: bool = False) -> Float64:
+    """float64[n, 3]: median, 99th percentile and maximum of each request's gaps, seconds; NaN with fewer than two.
 
+    A gap is one between chunks, as streaming clients count; `of_tokens`: one between tokens, 0 between those of a chunk.
     Holds the ends of only those steps that unfinished requests reach back to.
     """
     itl_s = np.full((len(result.requests), 3), nan)
     for log in result.logs:
         for row, times_ns in _token_times(log):
-            if len(times_ns) > 1:
-                gap_ns = np.sort(np.diff(times_ns))
+            gap_ns = np.sort(np.diff(times_ns))
+            if of_tokens:
+                gap_ns = np.concatenate([np.zeros(int(result.emitted_tokens[row]) - len(times_ns), np.int64), gap_ns])
+            if len(gap_ns):
                 itl_s[row] = (_quantile(gap_ns, 0.5) / NS_PER_S, _quantile(gap_ns, 0.99) / NS_PER_S, gap_ns[-1] / NS_PER_S)
     return itl_s
 

@@ -58,6 +58,16 @@ def test_gaps_are_those_between_the_chunks_of_the_plain_engine(seed: int) -> Non
         assert np.isnan(per_request[row, 2]) if not len(gap_ns) else per_request[row, 2] == gap_ns.max() / NS_PER_S
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_tokens_of_a_chunk_have_no_gap_between_them(seed: int) -> None:
+    result, plain = run(seed, None), plain_run(seed)
+    found = request_itl_s(result, of_tokens=True)
+    for request, itl_s in zip(plain.requests, found, strict=True):
+        gap_ns = np.diff(request.token_ns)
+        expected = np.percentile(gap_ns, (50, 99, 100)) / NS_PER_S if len(gap_ns) else [np.nan] * 3
+        assert itl_s == pytest.approx(expected, nan_ok=True)
+
+
 def test_a_windows_throughput_counts_tokens_and_not_chunks() -> None:
     result = simulate(random_speculative_scenario(20_001))
     whole = summary(result, itl=False)

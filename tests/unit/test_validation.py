@@ -222,6 +222,7 @@ def test_statistics() -> None:
     assert tpot(np.array([1.0, 1.0]), np.array([3.0, 1.0]), np.array([3, 1])).tolist() == pytest.approx([1.0, np.nan], nan_ok=True)
     assert relative(3.0, 2.0) == 0.5
     assert relative(3.0, 0.0) is None
+    assert relative(0.0, 0.0) == 0.0
 
 
 def test_a_benchmarks_result_becomes_a_trace(tmp_path: Path) -> None:
