@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler import attention
+from profiler.attention import ChunkAttention
 from profiler.fit import Mode, StepTimeRegressor
 from profiler.options import shape
 from profiler.profiled import Profiled
@@ -44,16 +45,20 @@ def fit_gpu_time(rows: Profiled) -> StepTimeRegressor:
     The first fit finds sizes with a kernel that is far slower than their neighbours' (pits), and entries of the table that the line
     between their neighbours says as well; the second takes both out.
     """
-    heads = shape(rows.meta["model"])["num_attention_heads"] // rows.meta["tensor_parallel_size"]
-    chunks = attention.chunks(heads)
+    chunk_attention = _chunk_attention(rows.meta)
     sizes, times_ns = rows.table["padded_tokens"].to_numpy(np.int64), rows.table["gpu_ns"].to_numpy(np.float64)
 
     def fitted(table: Table) -> StepTimeRegressor:
-        at_ns = np.interp(chunks, table.knots, table.about_ns).tolist()
-        terms, priors = (*table.terms, *TERMS, *attention.terms(chunks)), (*table.priors, *attention.priors(chunks, heads, at_ns))
+        at_ns = np.interp(chunk_attention.chunks, table.knots, table.about_ns).tolist()
+        terms, priors = (*table.terms, *TERMS, *chunk_attention.terms), (*table.priors, *chunk_attention.priors(at_ns))
         model = StepTimeRegressor(terms, MODE_TERMS, window=1, priors=priors, latent=tuple(SHAPES))
         return model.fit(rows.matrix, times_ns)
 
     table = Table.of(sizes, times_ns)
     coefficients = fitted(table).coef_.tolist()
     return fitted(Table.of(sizes, times_ns, table.pits_in(coefficients), table.straight_in(coefficients)))
+
+
+def _chunk_attention(meta: Mapping[str, Any]) -> ChunkAttention:
+    config, num_gpus = shape(meta["model"]), meta["tensor_parallel_size"]
+    return ChunkAttention(config["num_attention_heads"] // num_gpus, max(config["num_key_value_heads"] // num_gpus, 1))
