@@ -3,7 +3,7 @@
 A block computes 128 rows, each a token's query of one of the heads that share a key head, and a multiprocessor runs one at a time. A
 chunk with fewer blocks than multiprocessors has its keys split, so that there are at least a tenth more blocks than it takes to fill them:
 which then may need a second round. So a chunk of n tokens takes as long as one of n + idle(n) would, did it fill its rounds.
-Source: FlashAttention-3 as vLLM 0.26 uses it on Hopper (`hopper/flash_prepare_scheduler.cu`); the measured chunks agree within a few percent.
+Source: FlashAttention-3, which vLLM 0.26 uses on Hopper (`hopper/flash_prepare_scheduler.cu`); what was measured follows it.
 """
 
 from __future__ import annotations

@@ -60,5 +60,6 @@ def fit_gpu_time(rows: Profiled) -> StepTimeRegressor:
 
 
 def _chunk_attention(meta: Mapping[str, Any]) -> ChunkAttention:
-    config, num_gpus = shape(meta["model"]), meta["tensor_parallel_size"]
-    return ChunkAttention(config["num_attention_heads"] // num_gpus, max(config["num_key_value_heads"] // num_gpus, 1))
+    config, num_gpus = meta.get("config") or shape(meta["model"]), meta["tensor_parallel_size"]
+    heads = config["num_attention_heads"]
+    return ChunkAttention(heads // num_gpus, max(config.get("num_key_value_heads", heads) // num_gpus, 1))
