@@ -155,7 +155,7 @@ def _borders(tile: int, largest: int) -> Iterable[int]:
     upto = largest if tile == TILES[-1] else min(largest, FINEST_UPTO)
     for last in range(tile, upto + 1, tile):
         yield last
-        yield last + (NEXT if last <= LARGEST_GRAPH else 1)
+        yield last + (NEXT if last < LARGEST_GRAPH else 1)
 
 
 def _apart(low: int, high: int) -> float:
