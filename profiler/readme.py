@@ -45,8 +45,9 @@ _ERRORS = """## Errors
 Predicted / measured − 1: median and 90th percentile of the absolute error, and the mean of the signed one (of a trace: the error of the
 summed times). *Left out* are whole rows of the grid: the fit that is judged saw no step with their batch (or chunk) size, or none with
 their context; here, of both ways the worse. *In traffic*: of all steps, each row of the grid weighted with the time that the default
-question's traffic spends nearest to it, on a replica at a quarter, a half and three quarters of what it carries. *KV blocks*: predicted from where the memory went at another start, with another type of KV
-cache or on another GPU (in brackets: at the same start), and as vLLM reported them.
+question's traffic spends nearest to it, on a replica at a quarter, a half and three quarters of what it carries. *KV blocks*: predicted
+from where the memory went at another start, with another type of KV cache or on another GPU (in brackets: at the same start), and as vLLM
+reported them.
 
 | cost model | GPU minutes | decode | prefill | mixed | in traffic | KV blocks | vLLM's |
 |---|--:|--:|--:|--:|--:|--:|--:|

@@ -20,11 +20,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from profiler.files import write_text
-from profiler.fit_profile import after_of
 from profiler.gpu_time import fit_gpu_time
 from profiler.judge import KINDS, Kind, error_rows, left_out
 from profiler.profiled import Profiled, from_raw
-from profiler.raw import Raw
+from profiler.raw import Raw, after_of
 from simulator.artifacts.artifact import ErrorRow
 from simulator.errors import UserError
 from simulator.reporting.charts import SERIES, Chart, axes

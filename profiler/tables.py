@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
-TILES = (128, 256)
-"""Rows of a matrix product that one thread block computes: beyond a multiple, another row of blocks runs."""
-FINEST_UPTO = 2048
-"""Batch size up to which a step of the smaller tiles shows; beyond it one of the larger ones is a tenth of a step's time and less."""
+TILES = {64: 256, 128: 2048, 256: 1 << 20}
+"""Rows of a matrix product that one thread block computes: beyond a multiple, another row of blocks runs. With each, the batch size up to
+which such a step shows: beyond, it is a tenth of a step's time and less."""
+TILE, LARGEST_TILE = 128, 256
 NEXT = 8
 """Captured sizes lie at least this far apart: the first beyond a multiple of a tile, and what shares an entry."""
 LARGEST_GRAPH = 512
@@ -42,11 +42,11 @@ def _rounded(tile: int) -> Callable[[Float64], Float64]:
 
 
 def _later(tile: int) -> Callable[[Float64], Float64]:
-    return lambda sizes: np.where(sizes > TILES[0], np.ceil(sizes / tile) * tile - TILES[0], 0.0)
+    return lambda sizes: np.where(sizes > TILE, np.ceil(sizes / tile) * tile - TILE, 0.0)
 
 
 def _idle(tile: int) -> Callable[[Float64], Float64]:
-    return lambda sizes: np.where(sizes > TILES[0], np.ceil(sizes / tile) * tile - sizes, 0.0)
+    return lambda sizes: np.where(sizes > TILE, np.ceil(sizes / tile) * tile - sizes, 0.0)
 
 
 SHAPES: Mapping[str, Callable[[Float64], Float64]] = {
@@ -108,7 +108,7 @@ class Table:
             weight = NEIGHBOUR / math.sqrt(_apart(self.knots[i], self.knots[i + 1]) / USUAL)
             rows.append(self._row(shapes[i + 1] - shapes[i], ((high, 1 / about[i + 1]), (low, -1 / about[i])), weight))
         last = self.knots[-1]
-        whole_tiles = np.array([1.0, 2.0]) * max(last // TILES[-1], 1) * TILES[-1]
+        whole_tiles = np.array([1.0, 2.0]) * max(last // LARGEST_TILE, 1) * LARGEST_TILE
         slopes = np.array([np.diff(of(whole_tiles)).item() for of in SHAPES.values()]) * last / whole_tiles[0] / about[-1]
         rows.append(self._row(slopes, ((self._beyond, last / about[-1]),), 1.0))
         return tuple(rows)
@@ -152,8 +152,7 @@ def _knots(measured: list[int]) -> list[int]:
 
 def _borders(tile: int, largest: int) -> Iterable[int]:
     """The last size of each tile, and the first of the next."""
-    upto = largest if tile == TILES[-1] else min(largest, FINEST_UPTO)
-    for last in range(tile, upto + 1, tile):
+    for last in range(tile, min(largest, TILES[tile]) + 1, tile):
         yield last
         yield last + (NEXT if last < LARGEST_GRAPH else 1)
 
@@ -165,4 +164,4 @@ def _apart(low: int, high: int) -> float:
 
 
 def _tile(size: int) -> int:
-    return (size - 1) // TILES[0]
+    return (size - 1) // TILE if size > TILE else -((TILE - size) // min(TILES))
