@@ -86,7 +86,7 @@ def test_a_start_out_of_memory(tmp_path: Path) -> None:
 
 
 def test_a_start_alone_tells_the_memory(tmp_path: Path) -> None:
-    """What `python -m profiler.blocks` reads: no point is measured."""
+    """The cheapest look at another setting: no point is measured."""
     done = subprocess.run(command("kinds=[]", f"out={tmp_path}"), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "profile.json").read_text())
