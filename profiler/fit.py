@@ -57,11 +57,12 @@ class StepTimeRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         window: successive steps whose times are summed before the fit compares them; 1 fits single steps.
         priors: weighted sums of shared terms' coefficients that should be 0, each weighing like a row of the fit: what is known of
             coefficients that no step tells apart.
+        latent: names in priors that are no terms: coefficients that others are expected to follow from.
         passes: weighted fits, each weighted with the times that the one before it predicts. Weights taken from the measured
             times would favour the windows that happened to be short, and predict too little in sum.
 
     Attributes:
-        coef_: float64[number of columns], nanoseconds by unit of the term; the mode terms follow the shared terms.
+        coef_: float64[number of columns], nanoseconds by unit of the term; the mode terms follow the shared terms, the latent ones those.
         columns_: (graph mode or None, term) of each coefficient.
     """
 
@@ -71,12 +72,14 @@ class StepTimeRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         mode_terms: Mapping[Mode, tuple[str, ...]] = MODE_TERMS,
         window: int = WINDOW,
         priors: tuple[Prior, ...] = (),
+        latent: tuple[str, ...] = (),
         passes: int = 4,
     ) -> None:
         self.terms = terms
         self.mode_terms = mode_terms
         self.window = window
         self.priors = priors
+        self.latent = latent
         self.passes = passes
 
     def fit(self, X: ArrayLike, y: ArrayLike, run: ArrayLike | None = None) -> StepTimeRegressor:  # noqa: N803  # scikit-learn's name
@@ -88,6 +91,7 @@ class StepTimeRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         steps = np.asarray(X)
         runs = np.zeros(len(steps), np.int64) if run is None else np.asarray(run)
         self.columns_ = [(None, term) for term in self.terms] + [(mode, term) for mode, terms in self.mode_terms.items() for term in terms]
+        self.columns_ += [(None, name) for name in self.latent]
         self.n_features_in_ = steps.shape[1]
         sums = window_sums(np.column_stack([self._design(steps), np.asarray(y, np.float64)]), runs, self.window)
         if not len(sums):
@@ -112,27 +116,30 @@ class StepTimeRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         for name in MODES:
             gpu_ns: dict[str, float] = {}
             for (owner, term), value in zip(self.columns_, self.coef_, strict=True):
-                if owner in (None, name) and value > 0.0:
+                if owner in (None, name) and value > 0.0 and term not in self.latent:
                     gpu_ns[term] = gpu_ns.get(term, 0.0) + float(value)
             regimes[name] = Regime(gpu_ns={term: float(f"{value:.6g}") for term, value in gpu_ns.items()})
         return regimes
 
     def _prior_rows(self) -> Float64:
         """float64[number of priors, number of columns]."""
-        rows = np.zeros((len(self.priors), len(self.columns_)))
+        rows, column = (
+            np.zeros((len(self.priors), len(self.columns_))),
+            {term: i for i, (mode, term) in enumerate(self.columns_) if mode is None},
+        )
         for row, prior in zip(rows, self.priors, strict=True):
             for term, weight in prior:
-                row[self.columns_.index((None, term))] = weight
+                row[column[term]] += weight
         return rows
 
     def _design(self, steps: NDArray[np.generic]) -> Float64:
-        """float64[k, number of columns]: a mode term is zero in the steps of other modes."""
+        """float64[k, number of columns]: a mode term is zero in the steps of other modes, a latent one in all."""
         features = StepFeatures(*np.asarray(steps, np.int64).T)
         blocks = [design_matrix(self.terms, features)]
         for mode, terms in self.mode_terms.items():
             if terms:
                 blocks.append(design_matrix(terms, features) * (features.graph_mode == MODES[mode])[:, None])
-        return np.hstack(blocks)
+        return np.hstack([*blocks, np.zeros((len(steps), len(self.latent)))])
 
 
 def window_sums(columns: Float64, run: Int64, window: int, every: int = 1) -> Float64:

@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 
 from profiler.export import export
+from profiler.exposure import time_shares
 from profiler.files import write_text
 from profiler.fit import MODES, Mode, StepTimeRegressor, feature_domain
 from profiler.gpu_time import fit_gpu_time
-from profiler.judge import error_rows, residuals
+from profiler.judge import error_rows, left_out, residuals
 from profiler.launch_time import launch_regimes, launches_in_engine
 from profiler.options import aliases
 from profiler.profiled import Profiled, from_raw
@@ -58,6 +59,8 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
         raise UserError("profile: no step was seen without gaps on the GPU; measure more points")
     model = fit_gpu_time(known)
     predicted = model.predict(known.matrix)
+    unseen = left_out(known)
+    predictions = {"in-sample": predicted, **unseen}
     in_service = Service({}, {}, Overheads()) if service is None else read_service(service, models)
     speculative = meta.get("speculative")
     artifact = Artifact(
@@ -73,7 +76,7 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
         sampling=profile.sampling.regimes() if profile.sampling else {},
         overheads=in_service.overheads,
         domain=feature_domain(known.features(), [name for name in StepFeatures._fields if name != "graph_mode"]),
-        error=error_rows(known, predicted),
+        error=error_rows(known, predictions),
         residuals=residuals(known, predicted),
         measurement=_measurement(meta),
         speculation=speculative and f"{speculative['method']}-k{speculative['num_speculative_tokens']}",
@@ -86,6 +89,9 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
             after="" if after is None else _artifact(after.meta),
         ),
     )
+    if not speculative:
+        shares = time_shares(artifact, known)
+        artifact = artifact.model_copy(update={"error": [*artifact.error, *error_rows(known, unseen, shares)]})
     return artifact, _report(artifact, len(profile.table) - len(known.table))
 
 

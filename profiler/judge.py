@@ -1,7 +1,8 @@
-"""How well a fit predicts a profile: in-sample, with whole rows of the grid left out, and step by step."""
+"""How well a fit predicts a profile: in-sample, with whole rows of the grid left out, by their weight in traffic, and step by step."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from profiler.gpu_time import fit_gpu_time
 from profiler.profiled import Profiled
+from profiler.readme import IN_TRAFFIC
 from simulator.artifacts.artifact import ErrorRow
 
 Float64 = NDArray[np.float64]
@@ -20,22 +22,38 @@ FOLDS = 5
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
 
-def error_rows(known: Profiled, predicted: Float64) -> list[ErrorRow]:
-    """In-sample, and with whole rows of the grid left out: a batch (or chunk) size, or a context, unknown to the fit.
-
-    Args:
-        known: rows with a GPU time.
-        predicted: float64[k], the fit to all of them.
-    """
+def left_out(known: Profiled) -> dict[str, Float64]:
+    """Predictions, float64[k], by fits that saw no row with its batch (or chunk) size, or none with its context; NaN: always seen."""
     table = known.table
     groups = {
         "batch or chunk sizes": table["prefill_tokens"] + table["decode_seqs"],
         "contexts": (table["decode_context_max_tokens"] + table["prefill_context_tokens"]).round(-2),
     }
-    rows = _errors(known, predicted, "in-sample")
-    for name, values in groups.items():
-        rows += _errors(known, _left_out(known, values.to_numpy(np.int64)), f"{name} left out")
-    return rows
+    return {f"{name} left out": _left_out(known, values.to_numpy(np.int64)) for name, values in groups.items()}
+
+
+def error_rows(known: Profiled, predictions: Mapping[str, Float64], shares: Float64 | None = None) -> list[ErrorRow]:
+    """Errors of whole steps, sampler included, by kind of step.
+
+    Args:
+        known: rows with a GPU time.
+        predictions: float64[k], by what they are judged on.
+        shares: float64[k], of the time that traffic spends in steps like each row: the errors are weighted with them, and there are
+            rows for all steps together; without them, all rows of the grid count the same.
+    """
+    found = []
+    measured = (known.table["gpu_ns"] + known.table["sample_ns"]).to_numpy(np.float64)
+    kinds = [("all" if shares is not None else "", np.ones(len(measured), np.bool_))]
+    kinds += [(kind, (known.table["kind"] == kind).to_numpy()) for kind in KINDS]
+    for judged_on, predicted in predictions.items():
+        for kind, its in kinds:
+            judged = its & np.isfinite(predicted) & (True if shares is None else shares > 0)
+            if kind and judged.any():
+                relative = (predicted + known.sample_ns)[judged] / measured[judged] - 1
+                weights = np.ones(len(relative)) if shares is None else shares[judged]
+                name = f"{kind} steps, {judged_on}{'' if shares is None else IN_TRAFFIC}"
+                found.append(_error_row(name, relative, weights / weights.sum()))
+    return found
 
 
 def residuals(known: Profiled, predicted: Float64) -> dict[Kind, dict[str, float]]:
@@ -66,19 +84,15 @@ def _left_out(known: Profiled, group: NDArray[np.int64]) -> Float64:
     return predicted
 
 
-def _errors(known: Profiled, predicted: Float64, judged_on: str) -> list[ErrorRow]:
-    """Of whole steps, sampler included."""
-    rows = []
-    measured = (known.table["gpu_ns"] + known.table["sample_ns"]).to_numpy(np.float64)
-    predicted = predicted + known.sample_ns
-    for kind in KINDS:
-        judged = (known.table["kind"] == kind).to_numpy() & np.isfinite(predicted)
-        if judged.any():
-            relative = predicted[judged] / measured[judged] - 1
-            median, p90 = np.quantile(np.abs(relative), [0.5, 0.9])
-            errors = {"median_abs": _digits(median), "p90_abs": _digits(p90), "signed_mean": _digits(relative.mean())}
-            rows.append(ErrorRow(judged_on=f"{kind} steps, {judged_on}", n=int(judged.sum()), **errors))
-    return rows
+def _error_row(judged_on: str, relative: Float64, weights: Float64) -> ErrorRow:
+    at = np.abs(relative)
+    order = np.argsort(at, kind="stable")
+    # The middle of each row's weight; with equal weights, numpy's own quantiles.
+    upto = np.cumsum(weights[order]) - weights[order] / 2
+    span = (upto - upto[0]) / (upto[-1] - upto[0]) if len(upto) > 1 else np.zeros(1)
+    median, p90 = np.interp([0.5, 0.9], span, at[order])
+    errors = {"median_abs": _digits(median), "p90_abs": _digits(p90), "signed_mean": _digits(float(relative @ weights))}
+    return ErrorRow(judged_on=judged_on, n=len(relative), **errors)
 
 
 def _digits(share: float) -> float:

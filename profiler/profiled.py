@@ -120,7 +120,8 @@ def _timed(steps: pd.DataFrame, gpu_known: pd.Series[bool], sampling: Sampling |
         kind=np.select([steps["decode_seqs"] == 0, steps["prefill_seqs"] == 0], ["prefill", "decode"], "mixed"),
         graph_mode=steps["graph_mode"].map(MODE_NUMBERS),
         gpu_ns=(gpu_s * 1e9).where(gpu_known),
-        sample_ns=sample_s * 1e9,
+        # A sampler's kernels wait for their launch where the forward pass was shorter than its own: no time of theirs, either.
+        sample_ns=(sample_s * 1e9).where(gpu_known),
         launch_ns=(steps["launch_s"] * 1e9).where(steps["hold_s"] == 0),
         cpu_ns=(steps["schedule_cpu_s"] + steps["update_cpu_s"]) * 1e9,
         prefill_attention_tokens=_pairs(steps),

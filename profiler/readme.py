@@ -12,6 +12,9 @@ from simulator.artifacts.artifact import Artifact, ErrorRow
 from simulator.artifacts.memory import accounted, num_gpu_blocks
 from simulator.artifacts.models import artifacts
 
+IN_TRAFFIC = ", by time in traffic"
+"""Ends the names of error rows that are weighted by the time that traffic spends in such steps."""
+
 Shipped = Mapping[str, Artifact]
 """Cost models by name: `h100-sxm/r1-distill-qwen-7b/bf16-kv_auto-tp1`."""
 
@@ -41,11 +44,13 @@ _ERRORS = """## Errors
 
 Predicted / measured − 1: median and 90th percentile of the absolute error, and the mean of the signed one (of a trace: the error of the
 summed times). *Left out* are whole rows of the grid: the fit that is judged saw no step with their batch (or chunk) size, or none with
-their context; here, of both ways the worse. *KV blocks*: predicted from where the memory went at another start, with another type of KV
-cache or on another GPU (in brackets: at the same start), and as vLLM reported them.
+their context; here, of both ways the worse. *In traffic*: of all steps, each row of the grid weighted with the time that the default
+question's traffic spends nearest to it, on a replica at a quarter, a half and three quarters of what it carries. *KV blocks*: predicted
+from where the memory went at another start, with another type of KV cache or on another GPU (in brackets: at the same start), and as vLLM
+reported them.
 
-| cost model | GPU minutes | decode | prefill | mixed | KV blocks | vLLM's |
-|---|--:|--:|--:|--:|--:|--:|
+| cost model | GPU minutes | decode | prefill | mixed | in traffic | KV blocks | vLLM's |
+|---|--:|--:|--:|--:|--:|--:|--:|
 """
 
 _REPEATS = """## Repeats
@@ -76,16 +81,17 @@ def _minutes(artifact: Artifact) -> str:
 
 
 def _worst(artifact: Artifact) -> list[str]:
-    """Of each kind of step, its errors on left-out rows."""
-    cells = []
-    for kind in ("decode", "prefill", "mixed"):
-        rows = [row for row in artifact.error if row.judged_on.startswith(f"{kind} ") and row.judged_on.endswith("left out")]
-        if rows:
-            median, p90 = max(row.median_abs for row in rows), max(row.p90_abs for row in rows)
-            cells.append(f"{median:.1%} / {p90:.1%} / {max((row.signed_mean for row in rows), key=abs):+.1%}")
-        else:
-            cells.append("–")
-    return cells
+    """Of each kind of step, its errors on left-out rows; then of all, by their time in traffic."""
+    ends = [(kind, "left out") for kind in ("decode", "prefill", "mixed")] + [("all", IN_TRAFFIC)]
+    found = ([row for row in artifact.error if row.judged_on.startswith(f"{kind} ") and row.judged_on.endswith(end)] for kind, end in ends)
+    return [_cell(rows) for rows in found]
+
+
+def _cell(rows: list[ErrorRow]) -> str:
+    if not rows:
+        return "–"
+    median, p90 = max(row.median_abs for row in rows), max(row.p90_abs for row in rows)
+    return f"{median:.1%} / {p90:.1%} / {max((row.signed_mean for row in rows), key=abs):+.1%}"
 
 
 def _predicted_blocks(name: str, shipped: Shipped) -> str:

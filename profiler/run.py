@@ -109,6 +109,7 @@ def _write(
         "gpu": profile.gpu.name,
         "num_gpus": profile.tensor_parallel_size,
         "model": profile.model.shape,
+        "config": profile.model.config,
         "weights": profile.opt.weights,
         "weight_values": profile.weight_values,
         "moe_routing": profile.moe_routing,

@@ -49,6 +49,11 @@ class StepFeatures(NamedTuple):
         return self.prefill_tokens + self.decode_seqs + self.verify_tokens
 
     @property
+    def prefill_started_tokens(self) -> Column:
+        """Tokens computed before the chunks: the sum of their start positions."""
+        return self.prefill_context_tokens - self.prefill_tokens
+
+    @property
     def sampled_tokens(self) -> Column:
         """Positions whose logits are computed: one a sequence, chunks that do not end their prompt included, and one a draft."""
         return self.prefill_seqs + self.decode_seqs + self.verify_tokens
@@ -61,7 +66,7 @@ TABLED = frozenset({"padded_tokens", "sampled_tokens"})
 """Features with tables of times: long sums over few values."""
 
 _FACTOR = re.compile(r"(?P<name>[a-z_]+)(\[(?P<low>\d+)?:((?P<peak>\d+):)?(?P<high>\d+)?\])?")
-_NAMES = (*StepFeatures._fields, "tokens", "sampled_tokens", "one")
+_NAMES = (*StepFeatures._fields, "tokens", "prefill_started_tokens", "sampled_tokens", "one")
 
 
 class Factor(NamedTuple):

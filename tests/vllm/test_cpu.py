@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,29 +22,12 @@ from profiler.trace import TraceMeta
 from simulator.cost import CostModel
 from simulator.simulate import Scenario, simulate
 from simulator.workload import generate, validate
+from tests.support.profiling import START_S, command, last_line
 from validation.compare import compare
 from validation.replay import Recording, replay
 from validation.split import split
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
-
-ENGINE = ("model=tiny", "gpu=cpu", "opt.weights=float32", "max_model_len=1024", "max_num_seqs=32", "max_num_batched_tokens=1024")
-START_S = 150
-"""For an engine to start on a busy machine."""
-
-
-def command(*arguments: str, module: str = "profiler") -> list[str]:
-    return [sys.executable, "-m", module, *ENGINE, *arguments]
-
-
-def last_line(text: str) -> str:
-    # vLLM's own log, and what nanobind says when the interpreter ends, stand around it.
-    ours = [
-        line
-        for line in re.split(r"[\r\n]", text)
-        if line.strip() and "nanobind" not in line and " - " not in line and "See http" not in line
-    ]
-    return ours[-1]
 
 
 @pytest.fixture(scope="module")
