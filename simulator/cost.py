@@ -24,7 +24,9 @@ class _Sum:
         terms = [(Term(text), value) for text, value in coefficients.items()]
         tabled = {name: [(term.of, value) for term, value in terms if term.table == name] for name in sorted(TABLED)}
         self.tables = [_Table(name, its) for name, its in tabled.items() if its]
-        self.still = [(term.of, value) for term, value in terms if not term.moves and term.table is None]
+        rates = [(term.rate, value) for term, value in terms if term.rate is not None]
+        self.rate = _Table("prefill_tokens", rates) if rates else None
+        self.still = [(term.of, value) for term, value in terms if not term.moves and term.table is None and term.rate is None]
         self.moving = [(term.of, value) for term, value in terms if term.moves]
 
     def still_ns(self, features: StepFeatures) -> Column:
@@ -34,6 +36,8 @@ class _Sum:
             total = total + table.ns(features)
         for term_of, value in self.still:
             total = total + value * term_of(features)
+        if self.rate is not None and (started := features.prefill_started_tokens):
+            total = total + started * self.rate.ns(features)
         return total
 
     def total_ns(self, features: StepFeatures, still_ns: Column) -> Column:

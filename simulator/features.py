@@ -65,6 +65,9 @@ MOVING = frozenset({"decode_context_tokens", "decode_context_max_tokens"})
 TABLED = frozenset({"padded_tokens", "sampled_tokens"})
 """Features with tables of times: long sums over few values."""
 
+RATED = ["prefill_started_tokens", "prefill_tokens"]
+"""Factors of terms that are 0 in most steps: only prompts that were begun earlier have them."""
+
 _FACTOR = re.compile(r"(?P<name>[a-z_]+)(\[(?P<low>\d+)?:((?P<peak>\d+):)?(?P<high>\d+)?\])?")
 _NAMES = (*StepFeatures._fields, "tokens", "prefill_started_tokens", "sampled_tokens", "one")
 
@@ -140,6 +143,10 @@ class Term:
         names = {factor.name for factor in factors} - {"one"}
         self.table = names.pop() if len(names) == 1 and names <= TABLED else None
         """The feature, one of `TABLED`, that alone decides the value; None: there is no such one."""
+        self.rate = (
+            factors[1].reader() if [factor.name for factor in factors] == RATED and factors[0] == Factor(RATED[0], None, None) else None
+        )
+        """What a token before the chunks counts for, which only their size decides; None: the term is none of tokens before the chunks."""
         self.of = reduce(_product, (factor.reader() for factor in factors))
         """Value of the term, from `StepFeatures`: a number, or shape (k,)."""
 

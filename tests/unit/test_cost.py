@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.artifacts.artifact import Artifact
+from simulator.artifacts.artifact import Artifact, Regime
 from simulator.cost import CostModel
 from simulator.engine import GraphMode
 from simulator.errors import UserError
@@ -188,3 +188,19 @@ def test_an_artifact_that_is_no_text_or_not_there_is_one_line(tmp_path: Path) ->
         CostModel.load(path)
     with pytest.raises(UserError, match="no such file"):
         CostModel.load(tmp_path / "none.json")
+
+
+def test_what_a_chunks_size_makes_of_tokens_before_it_is_remembered_and_stays_the_sum() -> None:
+    coefficients = {
+        "one": 5e6,
+        "prefill_started_tokens*prefill_tokens[:128:256]": 20.0,
+        "prefill_started_tokens*prefill_tokens[128:256:512]": 70.0,
+    }
+    regime = Regime(gpu_ns=coefficients)
+    constant = CostModel.constant(1).artifact
+    model = CostModel(constant.model_copy(update={"step": {"none": regime, "piecewise": regime, "full": regime}}))
+    for _ in range(2):
+        for chunk, start in ((128, 0), (64, 4096), (192, 4096), (192, 8192), (1000, 4096)):
+            step = StepFeatures(prefill_seqs=1, prefill_tokens=chunk, prefill_context_tokens=start + chunk, padded_tokens=chunk)
+            expected = design_matrix(coefficients, step) @ np.array(list(coefficients.values()))
+            assert model.gpu_ns(step) == round(expected.item())
