@@ -56,13 +56,18 @@ def find(
     return shipped[wanted]
 
 
-def measured(gpu: str, model: str, tensor_parallel_size: int = 1, root: Path = MODELS) -> list[tuple[str, str]]:
-    """(weights, KV-cache dtype) of every cost model of these without speculation, in the order of their names."""
+def measured(gpu: str, model: str, tensor_parallel_size: int = 1, root: Path = MODELS) -> list[tuple[str, str, str]]:
+    """(weights, KV-cache dtype, speculation or an empty text) of every cost model of these, in the order of their names."""
     gpu, model = GPU_ALIASES.get(gpu.lower(), gpu.lower()), model.lower()
     folder = root / gpu / aliases(gpu, root).get(model, model)
-    end = f"-tp{tensor_parallel_size}"
-    names = [path.stem.removesuffix(end) for path in sorted(folder.glob("*-kv_*-tp*.json")) if path.stem.endswith(end)]
-    return [(weights, kv_cache_dtype) for weights, _, kv_cache_dtype in (name.partition("-kv_") for name in names)]
+    found = []
+    for path in sorted(folder.glob("*-kv_*-tp*.json")):
+        quantized, _, shape = path.stem.rpartition("-tp")
+        tensor_parallel, _, speculation = shape.partition("-")
+        if int(tensor_parallel) == tensor_parallel_size:
+            weights, _, kv_cache_dtype = quantized.partition("-kv_")
+            found.append((weights, kv_cache_dtype, speculation))
+    return found
 
 
 def _alternatives(shipped: Iterable[str], like: str, root: Path) -> str:

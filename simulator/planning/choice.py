@@ -87,13 +87,18 @@ def candidates(config: Config) -> dict[str, list[str]]:
     if opts != "all":
         return {name: [f"opt={name}"] for name in opts}
     found = {}
-    for weights, kv_cache_dtype in measured(config.gpu.name, config.model.shape or config.model.name, config.tensor_parallel_size):
-        group = "none" if weights == "bf16" else weights
-        if kv_cache_dtype == "auto":
-            found[group] = [f"opt={group}"]
-        else:
-            name = f"kv_{kv_cache_dtype}"
-            found[name if group == "none" else f"{group}+{name}"] = [f"opt={group}", f"opt.kv_cache_dtype={kv_cache_dtype}"]
+    for weights, kv_cache_dtype, speculation in measured(
+        config.gpu.name, config.model.shape or config.model.name, config.tensor_parallel_size
+    ):
+        method, _, drafts = speculation.partition("-k")
+        parts = [weights, f"kv_{kv_cache_dtype}", speculation]
+        name = "+".join(part for part in parts if part not in ("bf16", "kv_auto", "")) or "none"
+        group = method or ("none" if weights == "bf16" else weights)
+        found[name] = [f"opt={group}"]
+        if kv_cache_dtype != "auto":
+            found[name].append(f"opt.kv_cache_dtype={kv_cache_dtype}")
+        if method:
+            found[name] += [f"opt.weights={weights}", f"opt.speculative.num_speculative_tokens={drafts}"]
     # The model as published comes first.
     return {name: found[name] for name in sorted(found, key=lambda name: (name != "none", name))}
 

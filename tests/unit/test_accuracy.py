@@ -126,12 +126,14 @@ def chosen(small: Path) -> Choice:
 def test_all_means_all_that_were_measured() -> None:
     for model in ("r1-distill-qwen-7b", "r1-distill-qwen-32b"):
         asked = config(model, "plan.opts=all")
-        named = [path for path in artifacts() if path.parts[-3:-1] == ("h100-sxm", model) and path.stem.endswith("-tp1")]
+        of_model = [path for path in artifacts() if path.parts[-3:-1] == ("h100-sxm", model)]
+        named = [path for path in of_model if path.stem.endswith("-tp1") or "-tp1-" in path.stem]
         found = candidates(asked)
         assert len(found) == len(named)
         assert next(iter(found)) == "none"
         paths = {config(model, *overrides).cost_model_path for overrides in found.values()}
         assert paths == set(named)
+    assert candidates(config("r1-distill-qwen-7b", "plan.opts=all"))["eagle3-k3"][0] == "opt=eagle3"
 
 
 def test_the_cheapest_is_said_and_what_was_not_measured_is_left_out(chosen: Choice) -> None:
