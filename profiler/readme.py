@@ -56,10 +56,10 @@ reported them.
 _REPEATS = """## Repeats
 
 Further measurements that belong to no cost model, against the cost model's own: `another…` is a second profile of the same, on another
-machine; `realistic` has random weights of a real model's scale. Over the batches that both measured: median / 90th percentile of the
-absolute / mean of the signed difference (`python -m profiler.distance`). No cost model comes nearer to the next machine than these lie to
-each other. `python -m profiler.again profile=FOLDER as=NAME` puts a further one here. KV blocks: as the cost model predicts them for that
-start, and as vLLM reported them.
+machine; `realistic` has random weights of a real model's scale; `second` is a start with other settings. Over the batches that both
+measured: median / 90th percentile of the absolute / mean of the signed difference (`python -m profiler.distance`). No cost model comes
+nearer to the next machine than these lie to each other. `python -m profiler.again profile=FOLDER as=NAME` puts a further one
+here. KV blocks: as the cost model predicts them for that start, and as vLLM reported them.
 
 | measurement | GPU minutes | decode | prefill | mixed | vocabulary and sampler of a decode | KV blocks | vLLM's |
 |---|--:|--:|--:|--:|--:|--:|--:|
