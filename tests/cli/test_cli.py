@@ -215,7 +215,7 @@ MISTAKES = {
     "endless": (["own.yaml", "run.num_requests=null"], ["run.duration_s", "run.num_requests"]),
     "missing value": (["own.yaml", "seed=???"], ["seed"]),
     "interpolation": (["own.yaml", "seed=${sed}"], ["seed", "sed"]),
-    "not measured": (["own.yaml", "opt=eagle3"], ["bf16-kv_auto-tp1-eagle3-k3", "measured", "bf16-kv_auto-tp1"]),
+    "not measured": (["own.yaml", "opt=draft_model"], ["bf16-kv_auto-tp1-draft_model-k3", "measured", "bf16-kv_auto-tp1"]),
     "no cost model": (["own.yaml", "opt.weights=int3"], ["int3-kv_auto-tp1", "bf16-kv_auto-tp1"]),
     "accuracy lost": (["own.yaml", "command=plan", "opt=kv_fp8"], ["GSM8K 83 → 9", "plan.max_accuracy_drop=46"]),
     "unknown optimization to weigh": (["own.yaml", "command=plan", "plan.opts=[awk]"], ["plan.opts", "opt/awk", "awq"]),
