@@ -24,7 +24,7 @@ from validation.repeat import repeatability
 from validation.replay import Recording, Replay, replay
 from validation.split import Split, split
 
-ENGINE = EngineConfig(max_model_len=512, max_num_batched_tokens=512, max_num_seqs=64, num_gpu_blocks=150)
+ENGINE = EngineConfig(enable_prefix_caching=False, max_model_len=512, max_num_batched_tokens=512, max_num_seqs=64, num_gpu_blocks=150)
 STEP_NS, SLOWER = 10_000_000, 1.1
 
 
