@@ -101,7 +101,8 @@ class StepTimeRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         for _ in range(self.passes):
             rows = np.vstack([work / expected[:, None], known])
             self.coef_ = _non_negative(rows, np.concatenate([total / expected, np.zeros(len(known))]))
-            expected = work @ self.coef_
+            # Few noisy rows can bring a prediction to nothing: no row may weigh more than ten of its like.
+            expected = np.maximum(work @ self.coef_, total / 10)
         return self
 
     def predict(self, X: ArrayLike) -> Float64:  # noqa: N803
