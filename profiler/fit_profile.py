@@ -62,6 +62,8 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
     unseen = left_out(known)
     predictions = {"in-sample": predicted, **unseen}
     in_service = Service({}, {}, Overheads()) if service is None else read_service(service, models)
+    if service is not None and not service.resolve().is_relative_to(models.resolve()):
+        raise UserError(f"service {service}: must lie below models={models}, so that the artifact can name it")
     speculative = meta.get("speculative")
     artifact = Artifact(
         format_version=1,

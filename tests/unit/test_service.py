@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from profiler.fit_profile import fit_profile
+from profiler.raw import Raw
 from profiler.service import SERVICE, read_service
 from simulator.artifacts.models import MODELS
 from simulator.errors import UserError
@@ -79,6 +81,12 @@ def test_what_is_missing_is_said_in_one_line(calibrations: Path, tmp_path: Path)
     path = calibrations / NAME / "steps.csv.gz"
     pd.read_csv(path).drop(columns="launch_s").to_csv(path, index=False)
     fails(calibrations, MODELS, "no launch_s")
+
+
+def test_an_artifact_names_only_calibrations_that_are_shipped_with_it(calibrations: Path) -> None:
+    raw = Raw.read(MODELS / "h100-sxm" / "r1-distill-qwen-7b" / "bf16-kv_auto-tp1.json")
+    with pytest.raises(UserError, match="must lie below models="):
+        fit_profile(raw, service=calibrations)
 
 
 def test_validation_judges_by_other_traces() -> None:
