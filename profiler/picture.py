@@ -22,7 +22,7 @@ from profiler.effect_words import ABOUT, words
 from profiler.files import write_text
 from simulator.artifacts.models import MODELS
 from simulator.errors import UserError
-from simulator.reporting.page import CONFIG, STYLE
+from simulator.reporting.page import CONFIG, STYLE, head
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -60,16 +60,9 @@ def page(models: list[Measured]) -> str:
     """The same as one HTML text that needs nothing else."""
     from plotly.offline import get_plotlyjs
 
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{TITLE}</title>
-<style>{STYLE}</style>
-<script>{get_plotlyjs()}</script>
-</head>
+    script = f"<script>{get_plotlyjs()}</script>"
+
+    return f"""{head(TITLE, STYLE, script)}
 <body>
 <main>
 <p class="eyebrow">Measured by howmanygpus</p>

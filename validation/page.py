@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from simulator.errors import UserError
-from simulator.reporting.page import CONFIG, STYLE
+from simulator.reporting.page import CONFIG, STYLE, head
 from validation.judged import Judged, cells, header, legend, limits_headline
 from validation.limits import limits_cells, limits_header, limits_legend
 from validation.sheet import sheet
@@ -43,17 +43,10 @@ def page(judged: Sequence[Judged], refused: Sequence[str]) -> str:
     """The HTML text."""
     from plotly.offline import get_plotlyjs
 
+    script = f"<script>{get_plotlyjs()}</script>"
+
     notes = [*legend(judged), *(f"not replayed: {reason}" for reason in refused)]
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>Simulated against measured</title>
-<style>{STYLE}{WIDER}</style>
-<script>{get_plotlyjs()}</script>
-</head>
+    return f"""{head("Simulated against measured", STYLE + WIDER, script)}
 <body>
 <main>
 <p class="eyebrow">Simulated against measured</p>

@@ -48,6 +48,20 @@ footer { margin-top: 20px; color: #5b6875; font-size: 13px; }
 """
 
 
+def head(title: str, style: str, script: str) -> str:
+    """What every page begins with; `script`: an element, or nothing."""
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{escape(title)}</title>
+<style>{style}</style>
+{script}
+</head>"""
+
+
 def page(plan: Plan) -> str:
     """The HTML text."""
     artifact = plan.question.cost.artifact
@@ -76,16 +90,7 @@ def document(*, title: str, eyebrow: str, headline: str, facts: list[tuple[str, 
 
     library = f"<script>{get_plotlyjs()}</script>" if drawn else ""
     listed = "".join(f"<dt>{escape(label)}</dt><dd>{escape(sentence)}</dd>" for label, sentence in facts)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-{library}
-</head>
+    return f"""{head(title, STYLE, library)}
 <body>
 <main>
 <p class="eyebrow">{escape(eyebrow)}</p>
