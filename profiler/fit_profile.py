@@ -91,7 +91,8 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
             after="" if after is None else _artifact(after.meta),
         ),
     )
-    if not speculative:
+    # Traffic decodes: where that was not measured, it says nothing of the grid.
+    if not speculative and (known.table["kind"] == "decode").any():
         shares = time_shares(artifact, known)
         artifact = artifact.model_copy(update={"error": [*artifact.error, *error_rows(known, unseen, shares)]})
     return artifact, _report(artifact, len(profile.table) - len(known.table))
