@@ -13,6 +13,9 @@ from profiler.errors import EngineError
 from profiler.options import Profile
 from profiler.start import failures, vllm_config
 
+_LOGITS_BYTES = 5 << 30
+"""About what is free beside the KV pool of a GPU with 80 GB, and what vLLM kept for its largest step."""
+
 
 class Engine:
     """vLLM's engine core in this process (its workers too, with one GPU).
@@ -79,6 +82,17 @@ class Engine:
     def tokens_per_decode(self) -> int:
         """Tokens that a decoding sequence runs in a step: one, and the drafts it verifies."""
         return 1 + int(self.core.scheduler.num_spec_tokens)
+
+    @property
+    def max_sampled_tokens(self) -> int | None:
+        """Positions to which model runner V1 can compare drafts; None: no bound of its own.
+
+        It keeps three copies of their logits in float32 (vLLM 0.26 `v1/sample/rejection_sampler.py`), but its memory profile counts one
+        draft for each sequence: far larger batches end the engine for want of memory.
+        """
+        if self.config.speculative_config is None or self.config.use_v2_model_runner:
+            return None
+        return int(_LOGITS_BYTES // (3 * 4 * self.config.model_config.get_vocab_size()))
 
     @property
     def on_gpu(self) -> bool:

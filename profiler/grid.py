@@ -33,7 +33,7 @@ def grid(limits: Limits, kinds: Sequence[Kind]) -> list[Point]:
     """All points of `kinds` that the engine can run, coarse to fine."""
     ranked: dict[Point, int] = {}
     plain = chain(_decode(limits), _prefill(limits), _mixed(), _sampling(), _energy())
-    for point, rank in verify_steps() if limits.tokens_per_decode > 1 else plain:
+    for point, rank in verify_steps(limits.tokens_per_decode) if limits.tokens_per_decode > 1 else plain:
         if point.kind in kinds and point.possible(limits):
             ranked[point] = min(rank, ranked.get(point, rank))
     return _interleave(ranked)

@@ -29,6 +29,8 @@ class Limits:
     """1 + the drafts of a verify step."""
     graph_sizes: tuple[int, ...] = ()
     """Captured CUDA-graph sizes."""
+    max_sampled_tokens: int | None = None
+    """Positions whose logits there is memory for, where vLLM itself does not see to that."""
 
     def fits(self, contexts: Iterable[int], steps: int) -> bool:
         """Whether sequences of these contexts can run together for so many steps."""
@@ -81,7 +83,9 @@ class Point:
         chunk_tokens = self.num_chunks * self.chunk
         tokens = self.batch * limits.tokens_per_decode + chunk_tokens
         sequences = [*self.contexts, *([self.start + self.chunk] * self.num_chunks)]
-        return tokens <= limits.max_num_scheduled_tokens and limits.fits(sequences, self.life_steps)
+        sampled = self.batch * limits.tokens_per_decode + self.num_chunks
+        has_memory = limits.max_sampled_tokens is None or sampled <= limits.max_sampled_tokens
+        return has_memory and tokens <= limits.max_num_scheduled_tokens and limits.fits(sequences, self.life_steps)
 
 
 def ranks(values: Sequence[T]) -> list[tuple[T, int]]:

@@ -66,6 +66,7 @@ def _limits(engine: Any) -> Limits:
         usable_blocks=engine.num_gpu_blocks - 1,
         block_size=engine.block_size,
         tokens_per_decode=engine.tokens_per_decode,
+        max_sampled_tokens=engine.max_sampled_tokens,
         graph_sizes=tuple(read["cudagraph_capture_sizes"]) if read["cudagraph_mode"] != "NONE" else (),
     )
 

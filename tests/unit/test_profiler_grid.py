@@ -51,16 +51,27 @@ def test_drafts_take_their_share_of_the_budget() -> None:
     assert 128 in {point.batch for point in grid(verify, ["decode"])}
 
 
-def test_a_speculative_grid_is_small_and_crosses_every_tile_of_the_full_graphs() -> None:
-    verify = Limits(32768, 1024, 8192, 63000, 16, tokens_per_decode=4, graph_sizes=CAPTURED)
+@pytest.mark.parametrize("drafts", [1, 2, 3, 4, 7])
+def test_a_speculative_grid_is_small_and_crosses_every_tile_of_the_full_graphs(drafts: int) -> None:
+    per_decode = 1 + drafts
+    verify = Limits(32768, 1024, 8192, 63000, 16, tokens_per_decode=per_decode, graph_sizes=CAPTURED)
     points = grid(verify, [*KINDS, "sampling"])
-    assert len(points) <= 110
+    assert len(points) <= 115
     assert {point.kind for point in points[:8]} == {"decode", "prefill", "mixed", "sampling"}
     batches = {point.batch for point in points if point.kind == "decode"}
     for tile in range(128, 512, 128):
-        assert {tile // 4, tile // 4 + 2} <= batches
-    assert {128, 130} <= batches  # the largest full graph, and a batch without one
+        assert {tile // per_decode, tile // per_decode + 2} <= batches
+    assert {512 // per_decode, 512 // per_decode + 2} <= batches  # the largest full graph, and a batch without one
+    sampled = {point.batch * per_decode for point in points if point.kind == "sampling"}
+    for turn in (132, 264, 528):  # positions that the top-p kernel takes in whole turns
+        assert any(turn - per_decode < positions <= turn for positions in sampled)
+        assert any(turn < positions <= turn + per_decode for positions in sampled)
     assert max(batches) == 1024
+
+
+def test_verify_steps_whose_logits_have_no_room_are_left_out() -> None:
+    bounded = Limits(32768, 1024, 8192, 63000, 16, tokens_per_decode=5, max_sampled_tokens=2900)
+    assert max(point.batch for point in grid(bounded, [*KINDS, "sampling"])) == 512
 
 
 @pytest.mark.parametrize(
