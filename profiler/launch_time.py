@@ -25,17 +25,18 @@ def launch_regimes(profile: Profiled, in_service: Mapping[Mode, float] | None = 
 
     A launch is everything that the thread does between two results: the earlier one handled, a batch chosen, its inputs prepared,
     its kernels launched. The lead is the part before the first kernel. With several GPUs other processes launch, and this thread
-    chooses and handles only; and without asynchronous scheduling a launch ends with the wait for the GPU: there, too, it is
-    what the thread does beside.
+    chooses and handles only; and without asynchronous scheduling a launch ends with the wait for the GPU: there, it is all that
+    the thread does between two steps.
 
     `in_service`: by graph mode, how many times as long the launching thread takes in service (`profiler.service`).
     """
     found: dict[Mode, tuple[Coefficients, Coefficients]] = {}
+    between = _between(profile)
     for name, mode in MODES.items():
         rows = profile.take((profile.table["graph_mode"] == int(mode)).to_numpy() & profile.table["launch_ns"].notna().to_numpy())
         if not len(rows.table):
             continue
-        around = _fit(rows, "cpu_ns", SCHEDULE_TERMS)
+        around = between or _fit(rows, "cpu_ns", SCHEDULE_TERMS)
         if not launches_in_engine(profile):
             found[name] = (around, around)
             continue
@@ -44,6 +45,13 @@ def launch_regimes(profile: Profiled, in_service: Mapping[Mode, float] | None = 
         ratio = (in_service or {}).get(name, 1.0)
         found[name] = (_times(ratio, _sum(launch, around)), _times(ratio, _sum(around, {"one": lead_ns})))
     return found
+
+
+def _between(profile: Profiled) -> Coefficients | None:
+    """Read off decodes, for beside a prompt the profiler's own work lies between two steps, too; None: steps do not wait."""
+    table = profile.table
+    rows = profile.take(((table["kind"] == "decode") & table["between_ns"].notna()).to_numpy())
+    return _fit(rows, "between_ns", SCHEDULE_TERMS) if len(rows.table) else None
 
 
 def _fit(rows: Profiled, column: str, terms: tuple[str, ...]) -> Coefficients:

@@ -146,17 +146,18 @@ class WorkerExtension:
         runner = self.model_runner
         if self.device.type != "cuda":
             return []
-        started_with = runner.max_num_tokens, runner.max_num_reqs
+        scheduler = runner.scheduler_config  # model runner V1 takes the seats of its profiling run from there
+        started_with = runner.max_num_tokens, runner.max_num_reqs, scheduler.max_num_seqs
         peaks = []
         for tokens, seqs in settings:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            runner.max_num_tokens, runner.max_num_reqs = tokens, seqs
+            runner.max_num_tokens, runner.max_num_reqs, scheduler.max_num_seqs = tokens, seqs, seqs
             try:
                 runner.profile_run()
             finally:
-                runner.max_num_tokens, runner.max_num_reqs = started_with
+                runner.max_num_tokens, runner.max_num_reqs, scheduler.max_num_seqs = started_with
             peaks.append((tokens, seqs, torch.cuda.max_memory_allocated() - before))
         return peaks
 

@@ -42,7 +42,8 @@ class Profiled:
     table: pd.DataFrame
     """Columns: `point`, `kind` (decode, prefill, mixed: by what was in the step), the fields of `StepFeatures`, `gpu_ns` (without
     `sample_ns`, the sampler's time; NaN where the GPU was never seen without gaps), `launch_ns`, `cpu_ns` (what the thread does
-    beside launching), `single_gpu_ns` (list of the single steps' GPU times)."""
+    beside launching: it chooses a batch and handles a result), `between_ns` (from the end of the step before to this one's begin; NaN with
+    asynchronous scheduling), `single_gpu_ns` (list of the single steps' GPU times)."""
     sha256: str
     """Of the measurements."""
     sampling: Sampling | None
@@ -124,6 +125,7 @@ def _timed(steps: pd.DataFrame, gpu_known: pd.Series[bool], sampling: Sampling |
         sample_ns=(sample_s * 1e9).where(gpu_known),
         launch_ns=(steps["launch_s"] * 1e9).where(steps["hold_s"] == 0),
         cpu_ns=(steps["schedule_cpu_s"] + steps["update_cpu_s"]) * 1e9,
+        between_ns=steps.get("between_s", pd.Series(np.nan, index=steps.index)) * 1e9,
         prefill_attention_tokens=_pairs(steps),
     )
     return steps[steps["peaked"] != False] if "peaked" in steps else steps  # noqa: E712  # older steps have no value there
@@ -135,7 +137,7 @@ def _rows(steps: pd.DataFrame) -> pd.DataFrame:
     steps = steps[(steps["prefill_seqs"] > 0) | (longest_prompt <= LONG_PROMPT_TOKENS)]
     moving = [name for name in StepFeatures._fields if name not in SAME]
     grouped = steps.groupby(list(SAME), sort=False)
-    table = grouped[[*moving, "gpu_ns", "sample_ns", "launch_ns", "cpu_ns"]].median()
+    table = grouped[[*moving, "gpu_ns", "sample_ns", "launch_ns", "cpu_ns", "between_ns"]].median()
     table["single_gpu_ns"] = grouped["gpu_ns"].agg(lambda times: times.dropna().tolist())
     table = table.reset_index()
     table[moving] = table[moving].round().astype(np.int64)

@@ -19,7 +19,7 @@ from simulator.errors import UserError
 COLUMNS = (
     "point", "prefill_seqs", "prefill_tokens", "prefill_context_tokens", "prefill_attention_tokens", "decode_seqs",
     "decode_context_tokens", "decode_context_max_tokens", "verify_tokens", "graph_mode", "padded_tokens", "gpu_s", "forward_s",
-    "logits_s", "sample_s", "draft_s", "peaked", "launch_s", "behind_s", "schedule_cpu_s", "update_cpu_s", "hold_s", "queued",
+    "logits_s", "sample_s", "draft_s", "peaked", "launch_s", "behind_s", "between_s", "schedule_cpu_s", "update_cpu_s", "hold_s", "queued",
 )  # fmt: skip
 """Of the recorded columns, those that a fit reads."""
 
@@ -72,6 +72,9 @@ class Raw:
         if "launch_end_s" in steps:
             # How long the GPU still worked when the launch was over: if long, it was never short of work.
             steps["behind_s"] = steps["update_s"] - steps["launch_end_s"]
+            if not meta["engine"]["async_scheduling"]:
+                # What the engine's thread did between two steps: the result handled, drafts handed over, the next batch chosen and sent.
+                steps["between_s"] = steps["launch_start_s"] - steps.groupby("point")["launch_end_s"].shift()
         text = steps[[name for name in COLUMNS if name in steps]].round(DIGITS).to_csv(index=False)
         return cls(json.dumps(meta, separators=(",", ":")), text)
 

@@ -159,6 +159,18 @@ def test_where_a_launch_waits_or_others_launch_the_thread_only_schedules(profile
     assert model.launch_ns(decode(100, 3000)) == pytest.approx((CPU_NS, CPU_NS), rel=0.02)
 
 
+def test_without_asynchronous_scheduling_all_that_lies_between_two_steps_counts(profile: Path) -> None:
+    """Drafts are handed over between them, too, which neither choosing a batch nor handling a result is."""
+    steps = pd.read_csv(profile / "steps.csv.gz")
+    begin_s = steps.index * 1.0
+    between_s = np.where(steps["prefill_seqs"] > 0, 0.5, 4e-4 + 3e-6 * steps["decode_seqs"])
+    steps = steps.assign(launch_start_s=begin_s, launch_end_s=begin_s + 1 - between_s, update_s=begin_s + 1)
+    steps.to_csv(profile / "steps.csv.gz", index=False)
+    (profile / "profile.json").write_text(json.dumps(META | {"engine": ENGINE | {"async_scheduling": False}}))
+    model = CostModel(fitted(profile))
+    assert model.launch_ns(decode(100, 3000)) == pytest.approx((7e5, 7e5), rel=0.02)
+
+
 def test_speculation_is_in_the_name(profile: Path, tmp_path: Path) -> None:
     speculative = {"method": "eagle3", "num_speculative_tokens": 3}
     (profile / "profile.json").write_text(json.dumps(META | {"speculative": speculative}))
