@@ -64,6 +64,22 @@ class Parts:
         frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["point", "kind"])
         return frame[["point", "kind", *(column for column in frame if column not in ("point", "kind"))]]
 
+    def finish(self, document: dict[str, Any]) -> None:
+        """Writes `steps.csv.gz`, and `document` as `profile.json`: last, so that where it lies the steps are those that it tells of.
+
+        Raises:
+            EngineError: the disk is full, or gone.
+        """
+        folder = self.path.parent
+        try:
+            (folder / "profile.json").unlink(missing_ok=True)
+            self.steps().to_csv(folder / "steps.tmp.gz", index=False, compression={"method": "gzip", "mtime": 0})
+            (folder / "steps.tmp.gz").replace(folder / "steps.csv.gz")
+            (folder / "profile.tmp").write_text(json.dumps(document, indent=1))
+            (folder / "profile.tmp").replace(folder / "profile.json")
+        except OSError as error:
+            raise EngineError(f"{folder}: {error.strerror}; the points in {self.path} are kept") from error
+
     def _append(self, line: dict[str, Any]) -> None:
         with self.path.open("ab") as file:
             file.write(gzip.compress(json.dumps(line, separators=(",", ":")).encode() + b"\n"))
