@@ -18,6 +18,7 @@ from validation.sheet import sheet
 WIDER = """
 main { max-width: 1560px; }
 pre { overflow-x: auto; font-size: 12.5px; line-height: 1.45; margin: 8px 0 0; }
+.wide + .caption { margin-top: 12px; }
 td:first-child, th:first-child { text-align: left; }
 td.missed { color: #c2352b; font-weight: 600; }
 .eyebrow + h1 { margin-bottom: 16px; }
