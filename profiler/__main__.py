@@ -43,6 +43,9 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            # `timeout` sends its signal twice, to the process and to its group: a second one says nothing new.
+            signal.signal(signum, signal.SIG_IGN)
         print(f"interrupted: what was measured is in {profile.folder}; the same command continues", file=sys.stderr)
         return 130
     return 0

@@ -11,18 +11,22 @@ from profiler.verify_grid import verify_steps
 BATCHES = (1, 4, 16, 32, 64, 128, 256, 512, 768, 1024)
 CONTEXTS = (32, 1024, 4096, 8192, 16384, 32768)
 CHUNKS = (
-    8, 16, 32, 64, 96, 128, 160, 192, 256, 320, 384, 448, 512,
-    521, 606, 709, 830, 971, 1024, 1136, 1330, 1556, 1821, 2048, 2131, 2493, 2917, 3414, 4096, 4675, 5470, 6401, 7490, 8192,
+    8, 16, 32, 64, 96, 128, 160, 192, 256, 272, 304, 320, 352, 384, 432, 464, 480, 496, 512,
+    521, 563, 606, 657, 709, 768, 830, 899, 971, 1024, 1136, 1273, 1330, 1556, 1687, 1821, 2048,
+    2493, 2917, 3414, 4096, 5470, 6401, 7490, 8192,
 )  # fmt: skip
 """Beyond the largest captured size a batch is not padded, and comes in any size: odd ones, for at round ones some kernels are a fifth
-faster."""
-STARTED_CHUNKS, STARTS = (128, 512, 1024, 2048, 4096, 8192), (2048, 8192, 24576)
+faster. From 256 to 512, all captured sizes that mixed steps leave out: kernels change there from one to the next."""
+STARTED_CHUNKS, STARTS = (128, 512, 1024, 2048, 4096), (2048, 8192, 24576)
 SEVERAL = ((2, 64), (4, 64), (8, 32), (2, 256), (4, 256), (16, 64), (2, 1024), (8, 256), (4, 1024), (32, 128), (2, 4096), (16, 512))
 MIXED_BATCHES = (4, 16, 48, 128, 256, 480)
 MIXED_CHUNKS = (128, 250, 400, 700, 1200, 2048, 4096)
 MIXED_CONTEXT, OTHER_CONTEXTS = 2048, (512, 8192)
 CROSSED_BATCHES, CROSSED_CHUNKS = (16, 128, 480), (128, 400, 1200)
 """Mixed steps measured at further contexts too, and with several chunks: what a prompt adds depends little on the batch beside it."""
+SIXTEENTHS = 16
+"""Matrix products of one size tell little of the next. So chunks are a sixteenth longer from batch to batch, and a sixteenth shorter in
+further measurements: no total comes twice, but where contexts are compared."""
 SAMPLED = (1, 2, 7, 8, 16, 64, 128, 132, 133, 264, 265, 396, 397, 528, 529, 1024)
 """Below 8 sequences the sampler sorts; from there on a kernel takes one on each multiprocessor, 132, at a time
 (vLLM 0.26 `v1/sample/ops/topk_topp_sampler.py`, `topk_topp_triton.py`)."""
@@ -66,13 +70,17 @@ def _prefill(limits: Limits) -> Iterator[tuple[Point, int]]:
 def _mixed() -> Iterator[tuple[Point, int]]:
     for batch, b in ranks(MIXED_BATCHES):
         for chunk, c in ranks(MIXED_CHUNKS):
-            yield Point("mixed", batch, MIXED_CONTEXT, num_chunks=1, chunk=chunk), b + c
+            yield Point("mixed", batch, MIXED_CONTEXT, num_chunks=1, chunk=_longer(chunk, MIXED_BATCHES.index(batch))), b + c
     for batch, b in ranks(CROSSED_BATCHES):
         for chunk, c in ranks(CROSSED_CHUNKS):
             for context in OTHER_CONTEXTS:
-                yield Point("mixed", batch, context, num_chunks=1, chunk=chunk), b + c
-            yield Point("mixed", batch, MIXED_CONTEXT, "spread", 1, chunk, 4096), b + c + 1
-            yield Point("mixed", batch, MIXED_CONTEXT, num_chunks=4, chunk=-(-chunk // 4)), b + c + 1
+                yield Point("mixed", batch, context, num_chunks=1, chunk=_longer(chunk, MIXED_BATCHES.index(batch))), b + c
+            yield Point("mixed", batch, MIXED_CONTEXT, "spread", 1, _longer(chunk, -1), 4096), b + c + 1
+            yield Point("mixed", batch, MIXED_CONTEXT, num_chunks=4, chunk=_longer(chunk, -2) // 4), b + c + 1
+
+
+def _longer(chunk: int, sixteenths: int) -> int:
+    return chunk * (SIXTEENTHS + sixteenths) // SIXTEENTHS
 
 
 def _sampling() -> Iterator[tuple[Point, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from statistics import median
 from typing import Any
@@ -11,7 +12,7 @@ _POWER_INSTANT = 186
 
 
 class Nvml:
-    """The first GPU's sensors; every reading is empty on a machine without NVML."""
+    """The sensors of the first GPU that this process may use; every reading is empty on a machine without NVML."""
 
     def __init__(self) -> None:
         self._nvml: Any = None
@@ -20,7 +21,7 @@ class Nvml:
 
             with suppress(pynvml.NVMLError):
                 pynvml.nvmlInit()
-                self._device = pynvml.nvmlDeviceGetHandleByIndex(0)
+                self._device = _first_visible(pynvml)
                 self._nvml = pynvml
 
     def identity(self) -> dict[str, Any]:
@@ -61,3 +62,9 @@ class Nvml:
                     value = reading(self._nvml, self._device)
                     values[name] = value.decode() if isinstance(value, bytes) else value
         return values
+
+
+def _first_visible(nvml: Any) -> Any:
+    """NVML counts all GPUs of a machine, CUDA only those in `CUDA_VISIBLE_DEVICES` (indices, or UUIDs)."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
+    return nvml.nvmlDeviceGetHandleByIndex(int(first)) if first.isdigit() else nvml.nvmlDeviceGetHandleByUUID(first)

@@ -15,9 +15,9 @@ from simulator.errors import UserError
 
 
 class Parts:
-    """`points.jsonl.gz`: a line that says what is profiled, then a line a point; every line a gzip member of its own.
+    """`points.jsonl.gz`: a line that says what is profiled, then a line a point; every line is written as a gzip member of its own.
 
-    So a line is whole or, after a crash, cut off; a cut-off tail is dropped on opening.
+    So a line is whole or, after a crash, cut off; a cut-off tail is dropped on opening. `profiler.pack` makes one member of them all.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
@@ -52,6 +52,7 @@ class Parts:
         """
         rows = point.pop("rows")
         point["steps"] = {column: [row[column] for row in rows] for column in (rows[0] if rows else ())}
+        point = to_ns(point)
         try:
             self._append(point)
         except OSError as error:
@@ -64,6 +65,22 @@ class Parts:
         frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["point", "kind"])
         return frame[["point", "kind", *(column for column in frame if column not in ("point", "kind"))]]
 
+    def finish(self, document: dict[str, Any]) -> None:
+        """Writes `steps.csv.gz`, and `document` as `profile.json`: last, so that where it lies the steps are those that it tells of.
+
+        Raises:
+            EngineError: the disk is full, or gone.
+        """
+        folder = self.path.parent
+        try:
+            (folder / "profile.json").unlink(missing_ok=True)
+            self.steps().to_csv(folder / "steps.tmp.gz", index=False, compression={"method": "gzip", "mtime": 0})
+            (folder / "steps.tmp.gz").replace(folder / "steps.csv.gz")
+            (folder / "profile.tmp").write_text(json.dumps(document, indent=1))
+            (folder / "profile.tmp").replace(folder / "profile.json")
+        except OSError as error:
+            raise EngineError(f"{folder}: {error.strerror}; the points in {self.path} are kept") from error
+
     def _append(self, line: dict[str, Any]) -> None:
         with self.path.open("ab") as file:
             file.write(gzip.compress(json.dumps(line, separators=(",", ":")).encode() + b"\n"))
@@ -72,7 +89,8 @@ class Parts:
         """The whole lines; cuts the file after the last of them."""
         if not self.path.exists():
             return []
-        data, lines, end = self.path.read_bytes(), [], 0
+        data, end = self.path.read_bytes(), 0
+        lines: list[dict[str, Any]] = []
         while end < len(data):
             member = zlib.decompressobj(wbits=31)
             try:
@@ -81,9 +99,18 @@ class Parts:
                 break
             if not member.eof:
                 break
-            lines.append(json.loads(text))
+            lines += map(json.loads, text.splitlines())
             end = len(data) - len(member.unused_data)
         if end < len(data):
             with self.path.open("r+b") as file:
                 file.truncate(end)
         return lines
+
+
+def to_ns(value: Any) -> Any:
+    """A JSON value with its numbers rounded to nine digits after the point: no clock tells more of seconds."""
+    if isinstance(value, dict):
+        return {key: to_ns(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [to_ns(inner) for inner in value]
+    return round(value, 9) if isinstance(value, float) else value

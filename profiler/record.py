@@ -16,6 +16,8 @@ with `opt=prefix_caching` shares heads of prompts; `num_replicas=2` starts two e
 
 `budget_s=240` ends the run in time, engine start included; so do SIGINT and SIGTERM. Outstanding requests are aborted, and the trace is
 written with what was seen of them; traces that have not begun are left out.
+
+`python -m profiler.pack FOLDER` makes a trace less than half as large, for the repository.
 """
 
 from __future__ import annotations

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
-from pathlib import Path
 from time import perf_counter, strftime
 from typing import Any
 
@@ -128,23 +126,12 @@ def _write(
         "machine": device | {"python": platform.python_version(), "torch": torch.__version__, "processor": platform.processor()},
         "written": strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    folder = profile.folder
-    try:
-        _replace(folder / "profile.json", json.dumps(document, indent=1).encode())
-        parts.steps().to_csv(folder / "steps.tmp.gz", index=False, compression={"method": "gzip", "mtime": 0})
-        (folder / "steps.tmp.gz").replace(folder / "steps.csv.gz")
-    except OSError as error:
-        raise EngineError(f"{folder}: {error.strerror}; the points in {parts.path} are kept") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    aside = path.with_suffix(".tmp")
-    aside.write_bytes(content)
-    aside.replace(path)
+    parts.finish(document)
 
 
 def _say(profile: Profile, parts: Parts, points: list[Point], account: MemoryAccount) -> str:
-    measured, cut = len(parts.points), len(parts.points) < len(points)
+    # A file may hold points that an earlier grid had.
+    measured, cut = len(parts.points), not parts.done.issuperset(point.name for point in points)
     steps = sum(len(next(iter(point["steps"].values()), [])) for point in parts.points)
     return (
         f"{profile.model.name} {profile.label} on {profile.gpu.name}: {measured} of {len(points)} points, {steps} steps"

@@ -15,6 +15,7 @@ from simulator.config import Config, load
 from simulator.errors import NotMeasuredError, UserError
 from simulator.workload import one_line
 from validation.compare import compare
+from validation.decided import all_decided
 from validation.judged import Judged, limits, overview
 from validation.page import write_page
 from validation.repeat import repeatability
@@ -28,7 +29,8 @@ USAGE = """\
 usage: python -m validation [key=value …]                        replays measured traces, prints the errors, writes a report
        python -m validation predict trace=PATH out=DIR [key=value …]   predicts a trace without reading its latencies
        python -m validation decision [key=value …]              predicts the highest rate within the SLOs, says what to record
-       python -m validation decision judge out=DIR              holds the recorded runs against it (conf/decision.yaml)
+       python -m validation decision judge out=DIR              holds the recorded runs against it (conf/decision.yaml); those
+                                                                shipped, in validation/decisions, are told below the table
        python -m validation import bench=RESULT.json out=DIR [key=value …]   makes a trace of what `vllm bench serve --save-result
                                                                 --save-detailed` saw; keys are those of conf/replay.yaml: model, opt …
 
@@ -151,7 +153,10 @@ def _compare(settings: Settings) -> None:
         return
     print(judged[0].text() if len(settings.traces) == 1 else overview(judged, refused))
     print(f"\n{limits(judged)}")
-    print(f"\nreport: {write_page(judged, refused, settings.folder)}")
+    decisions = all_decided() if settings.trace is None else []
+    if decisions:
+        print("\nthe decision itself, one replica", *(f"{each.name}: {each.line()}" for each in decisions), sep="\n")
+    print(f"\nreport: {write_page(judged, refused, decisions, settings.folder)}")
 
 
 def _judge(settings: Settings) -> tuple[list[Judged], list[str]]:

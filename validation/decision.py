@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from simulator.config import Config
 from simulator.errors import UserError
 from simulator.planning.sizing import Demand
-from simulator.workload import generate
+from simulator.planning.slo import Slo
+from simulator.workload import generate, read_meta
 from simulator.workload.base import Spec
 from validation.intervals import CONFIDENCE
 from validation.protocol import Latencies, Protocol, measured
 
 Float64 = NDArray[np.float64]
 
-PLAN = "decision.json"
+PLAN, TRACES, RESULT = "decision.json", "traces", "result.json"
 AS_LONG_AS_IT_IS_S = 86400
 """Of a prepared run all requests are sent."""
 FEWEST_REQUESTS = 40
@@ -133,39 +134,91 @@ def judge(out: Path) -> str:
     """Holds the recorded traces of `out`/traces against the prediction; returns what to say, and writes it to `out`/result.json.
 
     Raises:
-        UserError: there is no prediction, or no recorded run.
+        UserError: there is no prediction, no recorded run, or the folder cannot be written.
+    """
+    document = read(out)
+    result = judged(out, document)
+    try:
+        (out / RESULT).write_text(json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"out={out}: cannot be written ({error.strerror})") from None
+    return _judged_text(result, slos_of(document))
+
+
+def read(out: Path) -> dict[str, Any]:
+    """The prediction that lies in the folder.
+
+    Raises:
+        UserError: there is none.
     """
     try:
-        document = json.loads((out / PLAN).read_text())
+        document: dict[str, Any] = json.loads((out / PLAN).read_text())
     except (OSError, ValueError):
         raise UserError(f"{out / PLAN} is missing or no JSON: `python -m validation decision out={out} …` writes it") from None
-    slos = Config.model_validate({**document["config"], "command": "plan"}).slo
-    assert slos is not None
-    runs = [run for run in document["runs"] if (out / "traces" / run["name"] / "requests.csv.gz").is_file()]
+    return document
+
+
+def judged(out: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """What result.json says. The runs may have been recorded by several engines: each is a folder of `out`/traces.
+
+    Raises:
+        UserError: fewer than two runs are recorded, or one by another engine than was predicted.
+    """
+    slos = slos_of(document)
+    runs = [run for run in document["runs"] if (out / TRACES / run["name"] / "requests.csv.gz").is_file()]
     if len(runs) < 2:
-        raise UserError(f"{out / 'traces'}: {len(runs)} of {len(document['runs'])} runs are recorded; two are needed at least")
+        raise UserError(f"{out / TRACES}: {len(runs)} of {len(document['runs'])} runs are recorded; two are needed at least")
+    for run in runs:
+        _check_engine(out / TRACES / run["name"], document["config"])
     rates = [run["rate"] for run in runs]
-    found = [measured(out / "traces" / run["name"], tuple(run["window_s"])) for run in runs]
-    here = edge(rates, [each.excess(slos.limits) for each in found])
-    predicted = _predicted_edge(runs, slos.limits)
-    result = {
+    found = [measured(out / TRACES / run["name"], tuple(run["window_s"])) for run in runs]
+    here = edge(rates, [each.excess(slos) for each in found])
+    predicted = _predicted_edge(runs, slos)
+    return {
         "measured_rate": here.rate,
         "bound": here.bound.strip(),
-        "interval": _interval(rates, found, slos.limits),
+        "interval": _interval(rates, found, slos),
         "predicted_rate_of_these_requests": predicted.rate,
         "error": predicted.rate / here.rate - 1,
-        "runs": [run | {"measured_s": each.percentiles(slos.limits)} for run, each in zip(runs, found, strict=True)],
+        "runs": [run | {"measured_s": each.percentiles(slos)} for run, each in zip(runs, found, strict=True)],
     }
-    (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    return _judged_text(result, slos.limits)
 
 
-def _predicted_edge(runs: list[dict[str, Any]], slos: Sequence[Any]) -> Edge:
+def slos_of(document: dict[str, Any]) -> list[Slo]:
+    """The limits of a prediction."""
+    slo = config_of(document).slo
+    assert slo is not None
+    return slo.limits
+
+
+def config_of(document: dict[str, Any]) -> Config:
+    """What a prediction was made for."""
+    return Config.model_validate({**document["config"], "command": "plan"})
+
+
+def _check_engine(folder: Path, config: dict[str, Any]) -> None:
+    """A run that was put here by hand may be of another engine."""
+    if not (folder / "meta.json").is_file():
+        return
+    meta, opt = read_meta(folder), config["opt"]
+    predicted = {
+        "gpu": config["gpu"]["name"],
+        "model": config["model"]["name"],
+        "weights": opt["weights"],
+        "kv_cache_dtype": opt["kv_cache_dtype"],
+        "tensor_parallel_size": config["tensor_parallel_size"],
+    }
+    for name, value in predicted.items():
+        if meta.get(name, value) != value:
+            raise UserError(f"{folder / 'meta.json'}: {name} is {meta[name]}, but {value} was predicted")
+
+
+def _predicted_edge(runs: list[dict[str, Any]], slos: Sequence[Slo]) -> Edge:
     """Of the rates that were recorded."""
     return edge([run["rate"] for run in runs], [max(run["predicted_s"][slo.name] / slo.limit_s for slo in slos) for run in runs])
 
 
-def _interval(rates: list[float], found: list[Latencies], slos: Sequence[Any]) -> tuple[float, float]:
+def _interval(rates: list[float], found: list[Latencies], slos: Sequence[Slo]) -> tuple[float, float]:
     """Of the measured rate, over blocks of each run's requests drawn anew."""
     excess = np.column_stack([each.excess_resampled(list(slos)) for each in found])
     edges = [edge(rates, list(row)).rate for row in excess]
@@ -208,7 +261,7 @@ def _command(document: dict[str, Any], config: Config, out: Path) -> str:
         }
         for run in document["runs"]
     ]
-    options["out"] = str(out / "traces")
+    options["out"] = str(out / TRACES)
     words = [f"{name}={_hydra(value)}" for name, value in options.items()]
     return " \\\n    ".join(
         [f"python -m profiler.record model={config.model.name} gpu={config.gpu.name}", *(shlex.quote(word) for word in words)]
@@ -226,7 +279,7 @@ def _hydra(value: Any) -> str:
     return json.dumps(value).strip('"')
 
 
-def _judged_text(result: dict[str, Any], slos: Sequence[Any]) -> str:
+def _judged_text(result: dict[str, Any], slos: Sequence[Slo]) -> str:
     low, high = result["interval"]
     lines = []
     for run in result["runs"]:

@@ -84,8 +84,12 @@ class Verdict:
 
 
 def judge(comparison: Comparison, repeatability: Repeatability | None) -> Verdict:
-    """Holds a trace's errors against the limits; over capacity is a trace in which requests were preempted."""
-    over = bool(comparison.preemptions.measured)
+    """Holds a trace's errors against the limits; over capacity is a trace in which requests were preempted.
+
+    Where a trace does not tell that, the simulation does; the number of preemptions is then not judged.
+    """
+    found = comparison.preemptions
+    over = bool(found.simulated if found.measured is None else found.measured)
     checks = {}
     for limit in LIMITS:
         allowed = limit.allowed(over)
@@ -105,7 +109,7 @@ def _errors(comparison: Comparison, limit: Limit) -> dict[str, float | None]:
             return {"mean": comparison.average_abs}
         case "preemptions":
             found = comparison.preemptions
-            return {"number": relative(found.simulated, found.measured or 0)}
+            return {} if found.measured is None else {"number": relative(found.simulated, found.measured)}
     row = comparison.rows.get(limit.quantity)
     return {} if row is None else {name: row.errors[name] for name in limit.statistics}
 

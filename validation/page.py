@@ -10,6 +10,7 @@ import numpy as np
 
 from simulator.errors import UserError
 from simulator.reporting.page import CONFIG, STYLE, head
+from validation.decided import Decided
 from validation.judged import Judged, cells, header, legend, limits_headline
 from validation.limits import limits_cells, limits_header, limits_legend
 from validation.sheet import sheet
@@ -17,6 +18,7 @@ from validation.sheet import sheet
 WIDER = """
 main { max-width: 1560px; }
 pre { overflow-x: auto; font-size: 12.5px; line-height: 1.45; margin: 8px 0 0; }
+.wide + .caption { margin-top: 12px; }
 td:first-child, th:first-child { text-align: left; }
 td.missed { color: #c2352b; font-weight: 600; }
 .eyebrow + h1 { margin-bottom: 16px; }
@@ -24,7 +26,7 @@ th, td { padding: 6px 7px; font-size: 13px; }
 """
 
 
-def write_page(judged: Sequence[Judged], refused: Sequence[str], folder: Path) -> Path:
+def write_page(judged: Sequence[Judged], refused: Sequence[str], decisions: Sequence[Decided], folder: Path) -> Path:
     """Writes `report.html` into the folder; returns its path.
 
     Raises:
@@ -33,13 +35,13 @@ def write_page(judged: Sequence[Judged], refused: Sequence[str], folder: Path) -
     path = folder / "report.html"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(judged, refused), encoding="utf-8")
+        path.write_text(page(judged, refused, decisions), encoding="utf-8")
     except OSError as error:
         raise UserError(f"out={folder}: cannot be written ({error.strerror})") from None
     return path
 
 
-def page(judged: Sequence[Judged], refused: Sequence[str]) -> str:
+def page(judged: Sequence[Judged], refused: Sequence[str], decisions: Sequence[Decided] = ()) -> str:
     """The HTML text."""
     from plotly.offline import get_plotlyjs
 
@@ -56,7 +58,7 @@ def page(judged: Sequence[Judged], refused: Sequence[str]) -> str:
 <section><h2>{escape(limits_headline(judged).capitalize())}</h2>
 <div class="wide">{_table(limits_header(), [limits_cells(each.marked_name, each.verdict) for each in judged])}</div>
 {"".join(f'<p class="caption">{escape(note)}</p>' for note in limits_legend())}</section>
-{"".join(_section(each) for each in judged)}
+{_decisions(decisions)}{"".join(_section(each) for each in judged)}
 <footer>Replayed by howmanygpus: arrivals and lengths of the trace, vLLM's scheduling rules, step times of the cost model.
 Predictions were written before any measured latency was read.</footer>
 </main>
@@ -85,6 +87,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _cell(text: str) -> str:
     missed = ' class="missed"' if text.startswith("missed") else ""
     return f"<td{missed}>{escape(text)}</td>"
+
+
+def _decisions(decisions: Sequence[Decided]) -> str:
+    if not decisions:
+        return ""
+    lines = "".join(f"<p><b>{escape(each.name)}</b>: {escape(each.line())}</p>" for each in decisions)
+    return f"<section><h2>The decision itself, one replica</h2>{lines}</section>\n"
 
 
 def _section(judged: Judged) -> str:

@@ -34,7 +34,9 @@ def sheet(comparison: Comparison) -> go.Figure:
     """Distributions above; below, courses over time (where the trace has steps), and each request's error against its arrival."""
     from plotly.subplots import make_subplots
 
-    titles = [title for _, title, _ in DISTRIBUTIONS] + [title for _, title in COURSES] + ["E2E error of each request, %"]
+    alone = " (not recorded: simulated only)" if comparison.steps is None else ""
+    courses = [f"{title}{alone}" for _, title in COURSES]
+    titles = [*(title for _, title, _ in DISTRIBUTIONS), *courses, "E2E error of each request, %"]
     figure = make_subplots(rows=2, cols=4, subplot_titles=titles, vertical_spacing=0.17, horizontal_spacing=0.045)
     for column, (name, _, scale) in enumerate(DISTRIBUTIONS, start=1):
         if name in comparison.measured:

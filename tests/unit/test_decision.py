@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import shutil
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +20,16 @@ from simulator.config import load
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.simulate import Scenario, simulate
-from simulator.workload import OpenLoop, Workload, read_trace
+from simulator.workload import OpenLoop, Workload, read_meta, read_trace
 from validation.__main__ import main
-from validation.decision import _command, edge
+from validation.decided import DECISIONS, all_decided
+from validation.decision import _command, config_of, edge, judged, read
+from validation.page import _decisions
+from validation.protocol import Protocol
 
 STEP_NS, PER_SEQ_NS = 10_000_000, 100_000.0
+ENGINE = {"gpu": "h100-sxm", "model": "r1-distill-qwen-7b", "weights": "bf16", "kv_cache_dtype": "auto", "tensor_parallel_size": 1}
+SHIPPED = sorted(path.parent for path in DECISIONS.glob("*/decision.json"))
 
 
 def cost(factor: float) -> CostModel:
@@ -52,14 +60,18 @@ def serve(folder: Path, factor: float) -> None:
         result = simulate(Scenario(Workload(requests, OpenLoop()), EngineConfig(num_gpu_blocks=100_000), cost(factor)))
         table = pd.DataFrame(
             {
+                "request_id": requests.request_id,
+                "prompt_tokens": requests.prompt_tokens,
                 "arrival_s": result.sent_ns / 1e9,
                 "output_tokens": requests.output_tokens,
                 "ttft_s": (result.first_token_ns - result.sent_ns) / 1e9,
                 "e2e_s": (result.finish_ns - result.sent_ns) / 1e9,
             }
         )
-        (folder / "traces" / workload.name).mkdir(parents=True, exist_ok=True)
-        table.to_csv(folder / "traces" / workload.name / "requests.csv.gz", index=False)
+        trace = folder / "traces" / workload.name
+        trace.mkdir(parents=True, exist_ok=True)
+        table.to_csv(trace / "requests.csv.gz", index=False)
+        (trace / "meta.json").write_text(json.dumps({"format_version": 1, "name": trace.name, **ENGINE}))
 
 
 def test_what_is_predicted_is_ready_to_record(predicted: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +117,74 @@ def test_a_slower_engine_keeps_a_lower_rate(predicted: Path) -> None:
     assert main(["decision", "judge", f"out={predicted}"]) == 0
     result = json.loads((predicted / "result.json").read_text())
     assert result["error"] > 0.02
+
+
+def test_a_shipped_decision_is_told_with_what_the_simulator_says_today(predicted: Path, tmp_path: Path) -> None:
+    serve(predicted, 1.02)
+    shipped = tmp_path / "decisions" / "constant"
+    shutil.copytree(predicted, shipped, ignore=shutil.ignore_patterns("workloads"))
+    (found,) = all_decided(tmp_path / "decisions")
+    assert found.error == pytest.approx(json.loads((predicted / "result.json").read_text())["error"])
+    assert found.today.rate == pytest.approx(found.predicted_rate)
+    assert "today" not in found.line()
+    assert re.fullmatch(
+        r"highest rate within ttft_s.p99 ≤ 1000 ms and tpot_ms.p99 ≤ 14 ms: predicted [\d.]+, measured [\d.]+ requests/s"
+        r" \(95 % interval [\d.]+ to [\d.]+\), error \+[\d.]+%",
+        found.line(),
+    )
+    # The cost model is fitted anew and comes nearer: what was said before the recording stays the evidence.
+    document = json.loads((shipped / "decision.json").read_text())
+    model = tmp_path / "better.json"
+    model.write_text(cost(1.02).artifact.model_dump_json())
+    document["config"]["cost_model"] = str(model)
+    (shipped / "decision.json").write_text(json.dumps(document))
+    (again,) = all_decided(tmp_path / "decisions")
+    assert again.error == found.error
+    assert again.today.rate == pytest.approx(again.measured.rate, rel=1e-6)
+    assert "predicted today" in again.line()
+    assert "error +0.0%" in again.line()
+    assert escape(again.line()) in _decisions([again])
+
+
+def test_runs_may_have_been_recorded_apart_and_some_not_at_all(predicted: Path) -> None:
+    serve(predicted, 1.0)
+    names = [run["name"] for run in json.loads((predicted / "decision.json").read_text())["runs"]]
+    shutil.rmtree(predicted / "traces" / names[0])
+    assert main(["decision", "judge", f"out={predicted}"]) == 0
+    result = json.loads((predicted / "result.json").read_text())
+    assert [run["name"] for run in result["runs"]] == names[1:]
+    assert result["error"] == pytest.approx(0, abs=1e-9)
+    shutil.rmtree(predicted / "traces" / names[1])
+    assert main(["decision", "judge", f"out={predicted}"]) == 2
+
+
+def test_another_engines_run_is_refused(predicted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    serve(predicted, 1.0)
+    path = min((predicted / "traces").glob("*/meta.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "weights": "awq"}))
+    assert main(["decision", "judge", f"out={predicted}"]) == 2
+    assert "weights is awq, but bf16 was predicted" in capsys.readouterr().err
+    serve(predicted, 1.0)
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_a_decision_measured_on_a_gpu_is_judged_as_it_is_shipped(folder: Path) -> None:
+    document = read(folder)
+    assert json.loads(json.dumps(judged(folder, document))) == json.loads((folder / "result.json").read_text())
+    config = config_of(document)
+    for run in document["runs"]:
+        # The requests that were served are those that the prediction was made for.
+        trace = folder / "traces" / run["name"]
+        if trace.is_dir():
+            served = read_trace(trace, "measured").requests
+            prepared = Protocol(config, document["measure_s"], document["warmup_s"]).run(run["rate"], config.seed).workload.requests
+            for name in ("prompt_tokens", "output_tokens"):
+                assert (getattr(served, name) == getattr(prepared, name)).all()
+            meta = read_meta(trace)
+            assert {name: meta[name] for name in ENGINE} == {
+                "gpu": config.gpu.name, "model": config.model.name, "weights": config.opt.weights,
+                "kv_cache_dtype": config.opt.kv_cache_dtype, "tensor_parallel_size": config.tensor_parallel_size,
+            }  # fmt: skip
 
 
 def test_without_runs_there_is_nothing_to_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

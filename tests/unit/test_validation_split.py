@@ -15,10 +15,11 @@ from simulator.request import RequestTable
 from simulator.simulate import Result, Scenario, simulate
 from simulator.step.steplog import ROW
 from simulator.workload import OpenLoop, Workload
-from validation.__main__ import TRACES
+from validation.__main__ import TRACES, main
 from validation.batches import batch_errors
 from validation.compare import Comparison, compare
 from validation.judged import Judged, overview
+from validation.limits import judge
 from validation.page import page
 from validation.repeat import repeatability
 from validation.replay import Recording, Replay, replay
@@ -145,12 +146,32 @@ def test_on_a_real_trace_the_scheduler_alone_is_exact_to_a_few_thousandths() -> 
     assert rebuilt.token_time == pytest.approx(found.cost_model.token_time, abs=1e-4)
 
 
-def test_without_steps_the_error_is_not_split(tmp_path: Path, model: Path) -> None:
-    folder = write_trace(tmp_path / "plain", served(), "plain")
+def test_without_steps_the_error_is_not_split(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, twin = (write_trace(tmp_path / name, served(), name) for name in ("plain", "twin"))
     (folder / "steps.csv.gz").unlink()
-    found = split(compared(folder, model))
+    comparison = compared(folder, model)
+    found = split(comparison)
     assert found.cost_model is found.scheduler is None
     assert "no steps.csv.gz" in found.why_not
+    assert comparison.rows["e2e_s"] == compared(twin, model).rows["e2e_s"]
+    # Alone, and beside one that has steps: what can be told is told, and what cannot is said.
+    assert main([f"trace={folder}", f"cost_model={model}", f"out={tmp_path}"]) == 0
+    assert "the error cannot be split by source" in capsys.readouterr().out
+    assert "waiting requests (not recorded: simulated only)" in (tmp_path / "report.html").read_text()
+    assert main([f"trace=[{folder},{twin}]", f"cost_model={model}", f"out={tmp_path}"]) == 0
+    assert (tmp_path / "report.html").read_text().count("waiting requests (not recorded: simulated only)") == 1
+
+
+def test_without_any_record_of_preemptions_the_simulation_tells_the_load(tmp_path: Path, model: Path) -> None:
+    folder = write_trace(tmp_path / "plain", served(), "plain")
+    (folder / "steps.csv.gz").unlink()
+    pd.read_csv(folder / "requests.csv.gz").drop(columns="preemptions").to_csv(folder / "requests.csv.gz", index=False)
+    comparison = compared(folder, model)
+    assert comparison.preemptions.measured is None
+    assert comparison.preemptions.simulated > 0
+    verdict = judge(comparison, None)
+    assert verdict.over_capacity
+    assert verdict.checks["preemptions"] == []
 
 
 def test_a_workload_measured_twice_says_how_far_the_machine_is_from_itself(tmp_path: Path, model: Path) -> None:
