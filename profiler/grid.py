@@ -51,10 +51,11 @@ def _decode(limits: Limits) -> Iterator[tuple[Point, int]]:
             if batch > 1 and context >= 4096:
                 yield Point("decode", batch, context, "spread"), b + c + 1
                 yield Point("decode", batch, context, "one_long"), b + c + 2
+                yield Point("decode", batch, context, "traffic"), b + c
     # Every captured size once, full, and with padding and contexts as uneven as traffic's: equal ones end in the same instant.
     for size, s in ranks(sorted({size // limits.tokens_per_decode for size in limits.graph_sizes if size >= limits.tokens_per_decode})):
         yield Point("decode", size, 1024), s // 2 + 1
-        yield Point("decode", max(size - 3, 1), 4096, "spread"), s // 2 + 2
+        yield Point("decode", max(size - 3, 1), 16384, "traffic"), s // 2 + 1
 
 
 def _prefill(limits: Limits) -> Iterator[tuple[Point, int]]:

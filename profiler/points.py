@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal, TypeVar
 
 Kind = Literal["decode", "prefill", "mixed", "sampling", "energy"]
-Shape = Literal["equal", "spread", "one_long"]
+Shape = Literal["equal", "spread", "one_long", "traffic"]
 
 T = TypeVar("T")
 
 LIFE_STEPS, ENERGY_LIFE_STEPS = 64, 1024
 """Steps that a sequence may live while its point is measured."""
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""Multiples of it, without their whole parts, order things as if by chance, and the same way every time."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,15 @@ class Point:
 
     @property
     def contexts(self) -> list[int]:
-        """Context of each decoding sequence: all the same, spread geometrically over a factor of 16, or one long among short ones."""
+        """Context of each decoding sequence, in the order in which the engine has them.
+
+        All the same; spread geometrically over a factor of 16, the longest first; one long among short ones; or as in traffic:
+        log-normal (sigma 1), the longest `context`, in no order.
+        """
+        if self.shape == "traffic":
+            sorted_ranks = sorted(range(self.batch), key=lambda i: i * GOLDEN % 1)
+            quantiles = [NormalDist().inv_cdf((rank + 0.5) / self.batch) for rank in sorted_ranks]
+            return [max(round(self.context * math.exp(z - max(quantiles))), 16) for z in quantiles]
         if self.shape == "one_long":
             return [self.context] + [max(self.context // 16, 16)] * (self.batch - 1)
         if self.shape == "spread" and self.batch > 1:
