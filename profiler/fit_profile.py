@@ -28,6 +28,7 @@ from profiler.exposure import time_shares
 from profiler.files import write_text
 from profiler.fit import MODES, Mode, StepTimeRegressor, feature_domain
 from profiler.gpu_time import fit_gpu_time
+from profiler.idle import attention_of
 from profiler.judge import error_rows, left_out, residuals
 from profiler.launch_time import launch_regimes, launches_in_engine
 from profiler.options import aliases
@@ -74,6 +75,7 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
         tensor_parallel_size=meta["tensor_parallel_size"],
         engine=f"{engine['name']} {engine['version']}",
         memory=_memory(meta),
+        attention=attention_of(meta),
         step=_regimes(model, profile, in_service),
         sampling=profile.sampling.regimes() if profile.sampling else {},
         overheads=in_service.overheads,

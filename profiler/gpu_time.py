@@ -26,6 +26,7 @@ TERMS = (
     "decode_context_tokens",
     "decode_context_tokens[:32768]",
     "decode_context_max_tokens",
+    "decode_idle_tokens",
     # Attention of prompts: pairs of tokens, keys and values read.
     "prefill_attention_tokens",
     "prefill_context_tokens",

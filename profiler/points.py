@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 Kind = Literal["decode", "prefill", "mixed", "sampling", "energy"]
 Shape = Literal["equal", "spread", "one_long", "traffic"]
 
 T = TypeVar("T")
+
+_NAME = re.compile(
+    r"(?P<kind>\w+) ((?P<batch>\d+)×(?P<context>\d+)( (?P<shape>\w+))?)?\+?((?P<num_chunks>\d+)×(?P<chunk>\d+)@(?P<start>\d+))?"
+)
 
 LIFE_STEPS, ENERGY_LIFE_STEPS = 64, 1024
 """Steps that a sequence may live while its point is measured."""
@@ -66,6 +71,19 @@ class Point:
         decoding = f"{self.batch}×{self.context}{shape}" if self.batch else ""
         chunks = f"{self.num_chunks}×{self.chunk}@{self.start}" if self.num_chunks else ""
         return f"{self.kind} {'+'.join(part for part in (decoding, chunks) if part)}"
+
+    @classmethod
+    def parse(cls, name: str) -> Point:
+        """The point of that name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise ValueError(f"{name}: no point of a grid")
+        batch, context, num_chunks, chunk, start = (int(match[part] or 0) for part in ("batch", "context", "num_chunks", "chunk", "start"))
+        return cls(cast("Kind", match["kind"]), batch, context, cast("Shape", match["shape"] or "equal"), num_chunks, chunk, start)
 
     @property
     def life_steps(self) -> int:

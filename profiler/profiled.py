@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from profiler.idle import attention_of, idle_tokens
 from profiler.raw import Raw
 from profiler.sampling import Sampling, sampled_tokens
 from profiler.steps import as_matrix
@@ -92,6 +93,7 @@ def from_raw(raw: Raw, after: Raw | None = None) -> Profiled:
     sampling = Sampling.of(steps[gpu_known])
     if sampling is None and after is not None:
         sampling = Sampling.of(after.steps)
+    steps = steps.assign(decode_idle_tokens=idle_tokens(steps, attention_of(meta)))
     table = _rows(_timed(steps, gpu_known, sampling))
     return Profiled(meta, table, raw.sha256, sampling, _prepare_ns(steps, table) if on_gpu else None)
 

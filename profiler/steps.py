@@ -91,6 +91,7 @@ def replay(trace: Trace) -> Replay:
         verify_tokens=np.zeros(len(longest), np.int64),
         padded_tokens=padded,
         graph_mode=mode,
+        decode_idle_tokens=np.zeros(len(longest), np.int64),
     )
     # With steps in flight, the next one was composed before the last result; a step composed after it found the engine empty
     # unless it decodes, as the first of a synchronous engine's steps does not.

@@ -42,6 +42,8 @@ class StepFeatures(NamedTuple):
     """Tokens of the batch after CUDA-graph padding."""
     graph_mode: Column = GraphMode.FULL
     """`GraphMode` of the launch."""
+    decode_idle_tokens: Column = 0
+    """What multiprocessors could have read of the decodes' contexts while they waited for the last one (`artifacts/attention.py`)."""
 
     @property
     def tokens(self) -> Column:
@@ -59,7 +61,7 @@ class StepFeatures(NamedTuple):
         return self.prefill_seqs + self.decode_seqs + self.verify_tokens
 
 
-MOVING = frozenset({"decode_context_tokens", "decode_context_max_tokens"})
+MOVING = frozenset({"decode_context_tokens", "decode_context_max_tokens", "decode_idle_tokens"})
 """Features that change from one step of a steady decode to the next; all others stay."""
 
 TABLED = frozenset({"padded_tokens", "sampled_tokens"})

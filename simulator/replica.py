@@ -11,6 +11,7 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
+from simulator.artifacts.attention import SHARES
 from simulator.cost import CostModel
 from simulator.drafts.chunklog import ChunkLog
 from simulator.drafts.verify import VerifyScheduler
@@ -23,6 +24,7 @@ from simulator.step import occupancy
 from simulator.step.chance import chance
 from simulator.step.clock import EngineClock, steady_ends
 from simulator.step.events import STEP_END, Instant
+from simulator.step.idle import IdleShare
 from simulator.step.sequence import NEVER, Sequence
 from simulator.step.steplog import StepLog
 from simulator.step.stepplan import StepPlan
@@ -80,6 +82,7 @@ class Replica:
             self.scheduler = VerifyScheduler(engine, self.log, drafting, policy)
         self.clock = EngineClock(overheads.schedule_ns)
         self._seed = seed
+        self._idle_share = None if cost.artifact.attention is None else IdleShare(cost.artifact.attention)
         self.outstanding = 0
         """Requests routed here and not finished."""
         self.overheads = overheads
@@ -241,6 +244,8 @@ class Replica:
             # vLLM queues a plan without work, too; it is done at once.
             plan.gpu_end_ns = now_ns
             return
+        if self._idle_share is not None:
+            plan.idle_share = self._idle_share.of(plan, self.scheduler.running, self.scheduler.decode.epoch)
         features = plan.features(self.engine)
         gpu_ns = self.cost.gpu_ns(features)
         luck = chance(self._seed, self.index, plan.step) if plan.chunks else None
@@ -262,7 +267,8 @@ class Replica:
         if isinstance(scheduler, VerifyScheduler):
             gpu_ns = self._verifying_gpu_ns(steps - 1, plan, *scheduler.contexts_ahead(steps - 1))
         else:
-            gpu_ns = self._steady_gpu_ns(plan.step + 1, steps - 1, plan.decode_seqs, plan.intercept_sum, plan.intercept_max)
+            batch = plan.decode_seqs, plan.intercept_sum, plan.intercept_max, plan.idle_share
+            gpu_ns = self._steady_gpu_ns(plan.step + 1, steps - 1, *batch)
         self._gpu_ns = gpu_ns
         schedule_ns = self.clock.schedule_ns
         self._ends, self._gpu_ends = steady_ends(
@@ -277,26 +283,30 @@ class Replica:
         """Steps of the stretch up to the end at which a request that is seen from `seen_ns` on is taken in."""
         return min(bisect_left(self._ends, seen_ns, 0, self._cut) + 1, self._cut)
 
-    def _steady_gpu_ns(self, first_step: int, steps: int, decode_seqs: int, intercept_sum: int, intercept_max: int) -> Int64:
+    def _steady_gpu_ns(
+        self, first_step: int, steps: int, decode_seqs: int, intercept_sum: int, intercept_max: int, idle_share: int
+    ) -> Int64:
         upto = _UPTO[:steps]
         padded, mode = self.engine.graphs.pad(decode_seqs, True)
         context = upto * decode_seqs + (intercept_sum + decode_seqs * first_step)
         longest = upto + (intercept_max + first_step)
-        gpu_ns = self.cost.gpu_ns(StepFeatures(0, 0, 0, 0, decode_seqs, context, longest, 0, padded, mode))
+        idle = context * idle_share // SHARES if idle_share else 0
+        gpu_ns = self.cost.gpu_ns(StepFeatures(0, 0, 0, 0, decode_seqs, context, longest, 0, padded, mode, idle))
         return gpu_ns if isinstance(gpu_ns, np.ndarray) else np.full(steps, gpu_ns)
 
     def _verifying_gpu_ns(self, steps: int, plan: StepPlan, context: Int64, longest: Int64) -> Int64:
         padded, mode = self.engine.graphs.pad(plan.tokens, True)
-        gpu_ns = self.cost.gpu_ns(StepFeatures(0, 0, 0, 0, plan.decode_seqs, context, longest, plan.verify_tokens, padded, mode))
+        idle = context * plan.idle_share // SHARES
+        gpu_ns = self.cost.gpu_ns(StepFeatures(0, 0, 0, 0, plan.decode_seqs, context, longest, plan.verify_tokens, padded, mode, idle))
         return gpu_ns if isinstance(gpu_ns, np.ndarray) else np.full(steps, gpu_ns)
 
     def _regenerate(
-        self, first_step: int, steps: int, decode_seqs: int, intercept_sum: int, intercept_max: int, first_ns: int, next_gpu_end_ns: int
+        self, first_step: int, steps: int, seqs: int, intercept_sum: int, intercept_max: int, idle: int, first_ns: int, next_gpu_end_ns: int
     ) -> Int64:
         depth = self.engine.depth
-        gpu_ns = self._steady_gpu_ns(first_step + depth, steps - 1, decode_seqs, intercept_sum, intercept_max)
-        padded, mode = self.engine.graphs.pad(decode_seqs, True)
-        lead_ns, launch_ns = self.cost.launch_ns(StepFeatures(decode_seqs=decode_seqs, padded_tokens=padded, graph_mode=mode))
+        gpu_ns = self._steady_gpu_ns(first_step + depth, steps - 1, seqs, intercept_sum, intercept_max, idle)
+        padded, mode = self.engine.graphs.pad(seqs, True)
+        lead_ns, launch_ns = self.cost.launch_ns(StepFeatures(decode_seqs=seqs, padded_tokens=padded, graph_mode=mode))
         schedule_ns = self.clock.schedule_ns
         ends, _ = steady_ends(depth, first_ns, next_gpu_end_ns, gpu_ns, schedule_ns + lead_ns, schedule_ns + launch_ns)
         return np.asarray(ends)
@@ -318,6 +328,7 @@ class Replica:
             int(self._gpu_ends[0]),
             int(ends[steps - 1]),
             plan.verify_tokens,
+            plan.idle_share,
         )
 
     def _log_one_by_one(self, scheduler: VerifyScheduler, steps: int) -> None:
@@ -332,9 +343,8 @@ class Replica:
                 ahead = offset - len(plans)
                 intercepts = sums[ahead] - plans[0].decode_seqs * step, maxima[ahead] - step
             end_ns = int(self._ends[offset])
-            self.log.add(
-                step, 1, 0, 0, plans[0].decode_seqs, *intercepts, end_ns, int(self._gpu_ends[offset]), end_ns, plans[0].verify_tokens
-            )
+            last = end_ns, plans[0].verify_tokens, plans[0].idle_share
+            self.log.add(step, 1, 0, 0, plans[0].decode_seqs, *intercepts, end_ns, int(self._gpu_ends[offset]), *last)
 
     def _commit(self) -> None:
         steps, now = self._cut, self.now_ns

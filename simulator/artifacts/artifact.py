@@ -9,19 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from simulator.artifacts.attention import Attention
 from simulator.features import Term
 
 Count = TypeVar("Count", int, NDArray[np.int64])
+
+Logits = Literal["trained", "dummy"]
+"""Whose logits a sampler works on, which decides how long it takes: a trained model's, or those of dummy weights."""
 
 
 class Strict(BaseModel):
     """Base of the artifact's parts: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-Logits = Literal["trained", "dummy"]
-"""Whose logits a sampler works on, which decides how long it takes: a trained model's, or those of dummy weights."""
 
 
 def _check(coefficients: dict[str, float]) -> dict[str, float]:
@@ -156,6 +156,8 @@ class Artifact(Strict):
     engine: str
     """Name and version, such as `vllm 0.26.0`."""
     memory: Memory
+    attention: Attention | None = None
+    """None: how evenly it fills the GPU is not in the cost of a step."""
     step: dict[Literal["none", "piecewise", "full"], Regime]
     sampling: dict[Logits, dict[str, float]] = {}
     """Coefficients of the sampler's GPU time, nanoseconds by term, which every step has beside `step`; where empty, it is part of that."""

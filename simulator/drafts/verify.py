@@ -37,8 +37,6 @@ class VerifyScheduler(Scheduler):
         self._num_spec_tokens = engine.speculative.num_speculative_tokens
         self._num_lookahead_tokens = engine.speculative.num_lookahead_tokens
         self._drafting = drafting
-        self._members = 0
-        """Counts the changes of the running list."""
         self._ahead: Ahead | None = None
         self._padding_waits = False
         """Whether the next in line waits for room for its padding, of which it has no need if it finds less of itself."""
@@ -120,7 +118,7 @@ class VerifyScheduler(Scheduler):
 
     def _preempt(self, plan: StepPlan, victim: Sequence) -> None:
         """All blocks are lost; the request goes back to the queue and recomputes. What is in flight still counts."""
-        self._members += 1
+        self.decode.epoch += 1
         self._states[victim.row].prefilling = True
         self._put_back(plan, victim)
 
@@ -156,7 +154,7 @@ class VerifyScheduler(Scheduler):
             self._start_from(sequence, hit)
             self.waiting.pop()
             self.running.append(sequence)
-            self._members += 1
+            self.decode.epoch += 1
             sequence.running = True
             plan.admitted.append(sequence)
             self._put(plan, sequence, tokens, blocks_for(slots, engine.block_size) - len(hit.blocks))
@@ -172,6 +170,7 @@ class VerifyScheduler(Scheduler):
             state.prefilling = sequence.num_computed_tokens < sequence.num_tokens + state.num_output_placeholders
             row.emits = not state.prefilling
             if row.prefill:
+                self.decode.epoch += row.emits
                 plan.chunks.append((sequence, row.tokens, sequence.num_computed_tokens))
                 plan.prefill_tokens += row.tokens
                 if row.emits:
@@ -187,13 +186,13 @@ class VerifyScheduler(Scheduler):
         all_of_all = len(contexts) == len(self.running) == len(plan.rows) and plan.verify_tokens == len(contexts) * self._num_spec_tokens
         # After a preemption nobody was admitted: the next plan may be another.
         if all_of_all and not plan.preempted:
-            plan.members = self._members
+            plan.members = self.decode.epoch
 
     # -- results ----------------------------------------------------------------------------------------------------
 
     def stable_steps(self, limit: int) -> int:
         """How many steps, at most `limit`, end before the scheduler could decide anything else than to verify all drafts of all."""
-        members = self._members
+        members = self.decode.epoch
         if self._padding_waits:
             return 1
         for plan in self.in_flight:
@@ -317,7 +316,7 @@ class VerifyScheduler(Scheduler):
         if sequence.running:
             self.pool.retire(sequence)
             self.running.remove(sequence)
-            self._members += 1
+            self.decode.epoch += 1
             sequence.running = False
         else:
             self.waiting.remove(sequence)

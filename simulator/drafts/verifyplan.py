@@ -50,7 +50,7 @@ class VerifyPlan(StepPlan):
         self.rows: dict[int, Row] = {}
         """By request, in the order in which they were scheduled."""
         self.members = NEVER
-        """Which running list (`VerifyScheduler`'s count of its changes) verifies all its drafts in this step; else NEVER."""
+        """Which batch (`DecodeBatch.epoch`) verifies all its drafts in this step; else NEVER."""
 
     def describe(self, context_sum: int, context_max: int) -> None:
         """Notes the contexts of the step's decodes."""
@@ -61,6 +61,11 @@ class VerifyPlan(StepPlan):
     def tokens(self) -> int:
         """Tokens of the batch before padding."""
         return self.decode_seqs + self.verify_tokens + self.prefill_tokens
+
+    def decoding_contexts(self, running: list[Sequence]) -> list[int]:
+        """As of the results that are in."""
+        rows = self.rows
+        return [sequence.num_tokens for sequence in running if sequence.row in rows and rows[sequence.row].emits]
 
     def features(self, engine: EngineConfig) -> StepFeatures:
         """The composition of the step, for the cost model; the context of a decode counts its drafts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from simulator.artifacts.attention import SHARES
 from simulator.engine import EngineConfig
 from simulator.features import StepFeatures
 from simulator.step.sequence import NEVER, Sequence
@@ -17,6 +18,7 @@ class StepPlan:
         "decode_seqs",
         "epoch",
         "gpu_end_ns",
+        "idle_share",
         "intercept_max",
         "intercept_sum",
         "preempted",
@@ -41,21 +43,29 @@ class StepPlan:
         self.epoch = NEVER
         """Epoch of the decode batch if the step is a steady decode, which the next step would repeat; else NEVER."""
         self.gpu_end_ns = 0
+        self.idle_share = 0
+        """Of its decodes' contexts (`step/idle.py`)."""
 
     @property
     def tokens(self) -> int:
         """Tokens of the batch before padding."""
         return self.decode_seqs + self.prefill_tokens
 
+    def decoding_contexts(self, running: list[Sequence]) -> list[int]:
+        """Tokens of the decodes, of those that begin to decode too, in the order of `running`."""
+        return [sequence.intercept + self.step for sequence in running if sequence.decoding]
+
     def features(self, engine: EngineConfig) -> StepFeatures:
         """The composition of the step, for the cost model."""
         decodes, step = self.decode_seqs, self.step
         context, longest = self.intercept_sum + decodes * step, self.intercept_max + step
+        idle = context * self.idle_share // SHARES
         if not self.chunks:
             padded, mode = engine.graphs.pad(decodes, True)
-            return StepFeatures(0, 0, 0, 0, decodes, context, longest, 0, padded, mode)
+            return StepFeatures(0, 0, 0, 0, decodes, context, longest, 0, padded, mode, idle)
         tokens = self.prefill_tokens
         padded, mode = engine.graphs.pad(tokens + decodes, tokens == len(self.chunks))
         ends = sum(end for _, _, end in self.chunks)
         attention = sum(n * end - n * (n - 1) // 2 for _, n, end in self.chunks)
-        return StepFeatures(len(self.chunks), tokens, ends, attention, decodes, context, longest if decodes else 0, 0, padded, mode)
+        longest = longest if decodes else 0
+        return StepFeatures(len(self.chunks), tokens, ends, attention, decodes, context, longest, 0, padded, mode, idle)

@@ -1,0 +1,43 @@
+"""What multiprocessors wait for in the attention of a profile's steps: from the contexts of each point, which its name tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from profiler.attention import MULTIPROCESSORS
+from profiler.options import shape
+from profiler.points import Point
+from simulator.artifacts.attention import SHARES, Attention
+
+
+def attention_of(meta: Mapping[str, Any]) -> Attention | None:
+    """Of the profiled model on one of its GPUs; None: not measured on a GPU."""
+    if meta["gpu"] == "cpu":
+        return None
+    config = meta.get("config") or shape(meta["model"])
+    kv_heads = config.get("num_key_value_heads", config["num_attention_heads"])
+    return Attention(kv_heads=max(kv_heads // meta["tensor_parallel_size"], 1), multiprocessors=MULTIPROCESSORS)
+
+
+def idle_tokens(steps: pd.DataFrame, attention: Attention | None) -> NDArray[np.int64]:
+    """int64[k]: `StepFeatures.decode_idle_tokens` of measured steps."""
+    if attention is None:
+        return np.zeros(len(steps), np.int64)
+    columns = steps["point"], steps["decode_seqs"], steps["decode_context_tokens"]
+    return np.array(
+        [_idle_tokens(Point.parse(name), int(n), int(tokens), attention) for name, n, tokens in zip(*columns, strict=True)], np.int64
+    )
+
+
+def _idle_tokens(point: Point, seqs: int, context_tokens: int, attention: Attention) -> int:
+    """Sequences have all grown by as much since the point began; a mixed point's prompts decode once they are computed."""
+    if not seqs:
+        return 0
+    begun = [*point.contexts, *([point.start + point.chunk] * point.num_chunks)][:seqs]
+    grown = (context_tokens - sum(begun)) // seqs
+    return context_tokens * attention.idle_share([max(context + grown, 1) for context in begun]) // SHARES

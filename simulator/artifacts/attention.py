@@ -1,0 +1,55 @@
+"""How evenly the attention of decoding sequences fills a GPU.
+
+Each head of keys of each sequence is one piece of work, a long one several. Pieces are given to the multiprocessors in the batch's order,
+each to the first that is free: a long one that comes late keeps one busy while the others have nothing left to do. Contexts as unequal
+as traffic's make a step up to a seventh longer that way.
+
+Source: FlashAttention-3, which vLLM 0.26 uses on Hopper (`hopper/flash_prepare_scheduler.cu`: a sequence is split where it is longer than a
+tenth above a multiprocessor's share); the order of the batch is that of vLLM's running list. What was measured follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from heapq import heapreplace
+from math import gcd
+
+from pydantic import BaseModel, ConfigDict, Field
+
+BLOCK = 128
+"""Tokens of a sequence that are read at a time."""
+MOST_SPLITS = 32
+"""`flash_attn_max_num_splits_for_cuda_graph` (vLLM 0.26 `config/attention.py`)."""
+SHARES = 1024
+"""An idle share is a whole number of these parts, so that one step and a stretch of steps agree to the nanosecond."""
+
+
+class Attention(BaseModel):
+    """What decides who computes what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kv_heads: int = Field(ge=1)
+    """Heads of keys and values on one GPU."""
+    multiprocessors: int = Field(ge=1)
+
+    def idle_share(self, contexts: Sequence[int]) -> int:
+        """What multiprocessors could have read while they waited for the last of them, in `SHARES`ths of the contexts' sum.
+
+        `contexts`: tokens, in the batch's order.
+        """
+        blocks = [-(-context // BLOCK) for context in contexts]
+        total = sum(blocks)
+        if not total:
+            return 0
+        # Multiprocessors that always become free together are one: what they read at the same time is equally long.
+        together = gcd(self.multiprocessors, self.kv_heads)
+        groups, pieces = self.multiprocessors // together, self.kv_heads // together
+        longest = -(-11 * total * pieces // (10 * groups))
+        busy = [0] * groups
+        for length in blocks:
+            splits = min(-(-length // longest), MOST_SPLITS)
+            piece = -(-length // splits)
+            for _ in range(splits * pieces):
+                heapreplace(busy, busy[0] + piece)
+        return SHARES * (max(busy) * groups - total * pieces) // (total * pieces)
