@@ -54,4 +54,4 @@ def test_runs_of_two_processes_are_one_decision(tmp_path: Path) -> None:
     (found,) = all_decided(tmp_path / "decisions")
     assert found.measured.rate == result["measured_rate"]
     # Arrivals differ by milliseconds, and so does what is predicted of them.
-    assert found.today.rate == pytest.approx(found.predicted_rate, rel=0.1)
+    assert found.today.rate == pytest.approx(found.predicted.rate, rel=0.1)
