@@ -303,6 +303,8 @@ class Config(Spec):
         given = {key: value for key, value in (self.engine if options is None else options).items() if value is not None}
         override = given.pop("num_gpu_blocks_override", None)
         measured = {name: getattr(memory, name) for name in ("block_size", "max_model_len", "max_num_batched_tokens", "max_num_seqs")}
+        if isinstance(budget := given.get("max_num_batched_tokens"), int):
+            measured["max_num_seqs"] = min(measured["max_num_seqs"], max(budget, 1))  # as `vllm serve` does where it is not told
         share = given.pop("gpu_memory_utilization", memory.gpu_memory_utilization)
         blocks = override or blocks_for(memory, {**measured, **given}, share)
         caching = self.opt.enable_prefix_caching

@@ -79,6 +79,22 @@ class EngineConfig(BaseModel):
             return {"async_scheduling": False, **options}
         return options
 
+    @model_validator(mode="before")
+    @classmethod
+    def _seats_within_budget(cls, options: Any) -> Any:
+        """vLLM 0.26 `engine/arg_utils.py`: seats that nobody asked for are no more than the tokens of a step."""
+        budget = options.get("max_num_batched_tokens") if isinstance(options, dict) else None
+        if isinstance(budget, int) and 1 <= budget < cls.model_fields["max_num_seqs"].default and "max_num_seqs" not in options:
+            return {"max_num_seqs": budget, **options}
+        return options
+
+    @model_validator(mode="after")
+    def _a_token_for_every_seat(self) -> EngineConfig:
+        """vLLM 0.26 `config/scheduler.py` `verify_max_model_len`."""
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(f"max_num_batched_tokens {self.max_num_batched_tokens} must be at least max_num_seqs {self.max_num_seqs}")
+        return self
+
     @model_validator(mode="after")
     def _can_speculate(self) -> EngineConfig:
         if self.speculative is None:

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simulator.compose import CONF, compose_file
 from simulator.config import Config, load
@@ -17,6 +17,7 @@ from simulator.workload import one_line
 from validation.compare import compare
 from validation.decided import all_decided
 from validation.judged import Judged, limits, overview
+from validation.luck import luck
 from validation.page import write_page
 from validation.repeat import repeatability
 from validation.replay import Recording, Replay, replay, write_prediction
@@ -38,7 +39,8 @@ usage: python -m validation [key=value …]                        replays measu
   format=text|json   json: one object on stdout for one trace, a list for several
   cost_model=PATH    instead of the shipped one of the trace's GPU, model, weights, KV dtype and TP
   router=NAME        in front of a trace of several replicas (default: the trace's own, else round_robin)
-  seed=N             of router=random (default: the trace's own, else 0)
+  seed=N             of what the simulation draws: launch times, accepted drafts, router=random (default: the trace's own, else 0)
+  replays=N          also with the N − 1 seeds that follow: how far chance moves the errors (default 1)
   out=DIR            where predictions (requests.parquet and summary.json) and report.html go (default: results/validation)
 
 Errors are signed and relative: simulated / measured − 1. The defaults are in conf/validation.yaml."""
@@ -53,6 +55,7 @@ class Settings(BaseModel):
     cost_model: Path | None
     router: str | None
     seed: int | None
+    replays: int = Field(ge=1)
     format: Literal["text", "json"]
     out: Path | None
 
@@ -182,7 +185,8 @@ def _judge(settings: Settings) -> tuple[list[Judged], list[str]]:
     comparisons = [compared[each] for each in replays]
     again = repeatability(comparisons)
     gains = [speed_up(compared[each], compared[twin]) if twin else None for each, twin in zip(replays, twins, strict=True)]
-    return [Judged(each, split(each), a, b) for each, a, b in zip(comparisons, again, gains, strict=True)], refused
+    parts = zip(comparisons, again, gains, strict=True)
+    return [Judged(each, split(each), a, b, luck(each, settings.replays)) for each, a, b in parts], refused
 
 
 def _twin(speculative: Replay, replays: list[Replay]) -> Replay | None:

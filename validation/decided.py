@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.workload import OpenLoop, Workload, read_trace
-from validation.decision import PLAN, TRACES, Edge, config_of, edge, judged, read, slos_of
+from validation.decision import PLAN, TRACES, Edge, bound, config_of, edge, judged, read, slos_of
 from validation.intervals import Interval
 from validation.protocol import Protocol, Run
 
@@ -28,7 +28,7 @@ class Decided:
     name: str
     limits: str
     """In words."""
-    predicted_rate: float
+    predicted: Edge
     """Before anything was recorded, of the requests that were; requests/s, as all rates."""
     measured: Edge
     interval: Interval
@@ -38,14 +38,15 @@ class Decided:
     @property
     def error(self) -> float:
         """Signed and relative, of what was predicted before."""
-        return self.predicted_rate / self.measured.rate - 1
+        return self.predicted.rate / self.measured.rate - 1
 
     def line(self) -> str:
         """The decision in a line."""
         low, high = self.interval
         found = f"measured {self.measured.bound}{self.measured.rate:.3g} requests/s (95 % interval {low:.3g} to {high:.3g})"
-        told = f"highest rate within {self.limits}: predicted {self.predicted_rate:.3g}, {found}, error {self.error:+.1%}"
-        if abs(self.today.rate / self.predicted_rate - 1) < VISIBLE:
+        said = f"predicted {self.predicted.bound}{self.predicted.rate:.3g}"
+        told = f"highest rate within {self.limits}: {said}, {found}, error {self.error:+.1%}"
+        if abs(self.today.rate / self.predicted.rate - 1) < VISIBLE:
             return told
         return f"{told}; predicted today {self.today.bound}{self.today.rate:.3g}, error {self.today.rate / self.measured.rate - 1:+.1%}"
 
@@ -61,8 +62,8 @@ def decided(folder: Path) -> Decided:
     return Decided(
         name=folder.name,
         limits=" and ".join(f"{slo.name} ≤ {1e3 * slo.limit_s:g} ms" for slo in slos_of(document)),
-        predicted_rate=result["predicted_rate_of_these_requests"],
-        measured=Edge(result["measured_rate"], f"{result['bound']} " if result["bound"] else ""),
+        predicted=Edge(result["predicted_rate_of_these_requests"], bound(result["predicted_bound"])),
+        measured=Edge(result["measured_rate"], bound(result["bound"])),
         interval=result["interval"],
         today=_today(folder, document, result["runs"]),
     )

@@ -179,6 +179,7 @@ def judged(out: Path, document: dict[str, Any]) -> dict[str, Any]:
         "bound": here.bound.strip(),
         "interval": _interval(rates, found, slos),
         "predicted_rate_of_these_requests": predicted.rate,
+        "predicted_bound": predicted.bound.strip(),
         "error": predicted.rate / here.rate - 1,
         "runs": [run | {"measured_s": each.percentiles(slos)} for run, each in zip(runs, found, strict=True)],
     }
@@ -286,10 +287,14 @@ def _judged_text(result: dict[str, Any], slos: Sequence[Slo]) -> str:
         kept = "kept" if all(run["measured_s"][slo.name] <= slo.limit_s for slo in slos) else "broken"
         told = f"measured {_percentiles(run['measured_s'])} ({kept}); predicted {_percentiles(run['predicted_s'])}"
         lines.append(f"  {run['rate']:>7.3g} requests/s: {told}")
-    bound = f"{result['bound']} " if result["bound"] else ""
-    predicted = f"predicted {result['predicted_rate_of_these_requests']:.3g}"
-    here = f"measured {bound}{result['measured_rate']:.3g} requests/s (95 % interval {low:.3g} to {high:.3g})"
+    predicted = f"predicted {bound(result['predicted_bound'])}{result['predicted_rate_of_these_requests']:.3g}"
+    here = f"measured {bound(result['bound'])}{result['measured_rate']:.3g} requests/s (95 % interval {low:.3g} to {high:.3g})"
     return "\n".join([*lines, "", f"highest rate: {predicted}, {here}; error {result['error']:+.1%}"])
+
+
+def bound(told: str) -> str:
+    """A result's bound before its number: the rates that were recorded need not lie on both sides of what is looked for."""
+    return f"{told} " if told else ""
 
 
 def _percentiles(seconds: dict[str, float]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from validation.compare import LABELS, Comparison
 from validation.intervals import STATISTICS
 from validation.limits import Verdict, judge, limits_cells, limits_header, limits_legend
+from validation.luck import Luck
 from validation.repeat import Repeatability
 from validation.speedup import SpeedUp
 from validation.split import Split
@@ -33,6 +34,8 @@ class Judged:
     repeatability: Repeatability | None
     speed_up: SpeedUp | None = None
     """Of a trace with drafts that has a twin without."""
+    luck: Luck | None = None
+    """Where several replays were asked for."""
 
     @property
     def name(self) -> str:
@@ -60,6 +63,7 @@ class Judged:
             "repeatability": self.repeatability,
             "limits": self.verdict.json(),
             "speed_up": self.speed_up.json() if self.speed_up else None,
+            "replays": self.luck.json() if self.luck else None,
         }
 
     def text(self) -> str:
@@ -68,6 +72,7 @@ class Judged:
             as_text(self.comparison),
             *self._repeat_lines(),
             *self._way_lines(),
+            *(["", self.luck.text()] if self.luck else []),
             "",
             "where the error comes from",
             *self._split_lines(),
@@ -185,4 +190,5 @@ def legend(judged: Sequence[Judged]) -> list[str]:
     if any(each.comparison.replay.in_sample for each in judged):
         told.append(f"{IN_SAMPLE} in sample: the cost model was fitted to this very trace")
     told += [f"{each.name}: {each.speed_up.line()}" for each in judged if each.speed_up]
+    told += [f"{each.name}: {each.luck.line()}" for each in judged if each.luck]
     return told

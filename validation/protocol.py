@@ -6,7 +6,7 @@ The same run is simulated and served: a trace folder without latencies, which `p
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,9 @@ class Protocol:
         traffic = generate(spec, seed, max_model_len=engine.max_model_len, duration_s=past_s + self.warmup_s + self.measure_s)
         start = begin(traffic, past_s, demand, 1)
         first_s = start.lead_s + self.warmup_s
-        return Run(rate, start.workload, (first_s, first_s + self.measure_s))
+        # The recorder forces lengths by `max_tokens`, so no engine wastes a row on an end that it could not foresee.
+        requests = replace(start.workload.requests, max_tokens=start.workload.requests.output_tokens)
+        return Run(rate, replace(start.workload, requests=requests), (first_s, first_s + self.measure_s))
 
     def simulated(self, run: Run) -> Latencies:
         """What the simulator says of the run; it is served to its end, as on the GPU."""

@@ -65,10 +65,12 @@ def random_engine(rng: np.random.Generator, requests: RequestTable) -> EngineCon
     max_model_len = longest + int(rng.choice([0, 1, 30]))
     usable_blocks = int(-(-max_model_len // block_size) * rng.choice([1.0, 1.3, 2.0, 4.0]))
     chunked = bool(rng.random() < 0.85)
+    budget = int(rng.choice([2, 5, 16, 64])) if chunked else max_model_len + int(rng.integers(0, 64))
+    max_num_seqs = int(rng.choice([1, 3, 8, 24]))
     return EngineConfig(
         max_model_len=max_model_len,
-        max_num_batched_tokens=int(rng.choice([2, 5, 16, 64])) if chunked else max_model_len + int(rng.integers(0, 64)),
-        max_num_seqs=int(rng.choice([1, 3, 8, 24])),
+        max_num_batched_tokens=max(budget, max_num_seqs),  # vLLM wants a token for every seat
+        max_num_seqs=max_num_seqs,
         block_size=block_size,
         num_gpu_blocks=usable_blocks + 1,
         enable_chunked_prefill=chunked,

@@ -95,8 +95,10 @@ def without_room_for_padding(seed: int) -> Scenario:
     # EAGLE never finds all but one token: its last block is left out.
     method = str(rng.choice(["ngram", "draft_model"]))
     drafts = max(speculative.num_speculative_tokens, 2)
-    block_size, seats = int(rng.choice([1, 2])), 8
-    budget = int(rng.integers(1, 4)) * (1 + drafts) + int(rng.integers(1, 1 + drafts)) + seats * (method == "draft_model")
+    block_size = int(rng.choice([1, 2]))
+    room = int(rng.integers(1, 4)) * (1 + drafts) + int(rng.integers(1, 1 + drafts))
+    seats = min(room, 8)
+    budget = room + seats * (method == "draft_model")
     options = scenario.engine.model_dump() | {
         "speculative": {"method": method, "num_speculative_tokens": drafts},
         "async_scheduling": False,

@@ -24,7 +24,8 @@ def fleet_scenario(seed: int) -> Scenario:
     gpus = int(rng.choice([1, 4, 8]))
     scenario = replace(scenario, cost=with_gpus(scenario.cost, gpus), num_replicas=int(rng.integers(1, 4)))
     if rng.random() < 0.4:
-        engine = scenario.engine.model_copy(update={"max_num_seqs": int(rng.integers(1, 5)), "async_scheduling": bool(rng.random() < 0.5)})
+        seats = min(int(rng.integers(1, 5)), scenario.engine.max_num_batched_tokens)
+        engine = scenario.engine.model_copy(update={"max_num_seqs": seats, "async_scheduling": bool(rng.random() < 0.5)})
         others = Group("others", engine, with_gpus(random_cost(rng), 1), int(rng.integers(1, 3)))
         scenario = replace(scenario, others=(others,))
     if rng.random() < 0.5:

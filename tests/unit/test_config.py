@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from simulator.artifacts.models import MODELS
 from simulator.compose import CONF
 from simulator.config import Config, load
+from simulator.engine import EngineConfig
 from simulator.errors import UserError
 
 ARTIFACT = MODELS / "h100-sxm" / "r1-distill-qwen-7b" / "bf16-kv_auto-tp1.json"
@@ -54,6 +55,21 @@ def test_what_the_file_does_not_say_was_measured(tmp_path: Path) -> None:
     assert (engine.num_gpu_blocks, engine.block_size) == (memory.num_gpu_blocks, memory.block_size)
     assert (engine.max_model_len, engine.max_num_batched_tokens) == (memory.max_model_len, memory.max_num_batched_tokens)
     assert load(SIMULATE, ["engine.num_gpu_blocks_override=5000"]).engine_config(cost).num_gpu_blocks == 5000
+
+
+def test_seats_are_no_more_than_tokens_of_a_step_as_in_vllm() -> None:
+    def engine(*overrides: str) -> EngineConfig:
+        config = load(CONF / "capacity_planning.yaml", list(overrides))
+        return config.engine_config(config.load_cost())
+
+    # What nobody asked for is lowered; what somebody did is refused, as `vllm serve` does.
+    assert engine("engine.max_num_batched_tokens=256").max_num_seqs == 256
+    assert engine("engine.max_num_batched_tokens=2048").max_num_seqs == engine().max_num_seqs == 1024
+    assert EngineConfig(num_gpu_blocks=4000, max_num_batched_tokens=64).max_num_seqs == 64
+    for budget, seats in ((256, 512), (512, 1024)):
+        with pytest.raises(UserError, match=f"max_num_batched_tokens {budget} must be at least max_num_seqs {seats}") as error:
+            engine(f"engine.max_num_batched_tokens={budget}", f"engine.max_num_seqs={seats}")
+        assert "\n" not in str(error.value)
 
 
 def test_overrides_win_over_the_file_and_the_file_over_its_groups(tmp_path: Path) -> None:
