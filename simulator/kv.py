@@ -27,11 +27,13 @@ class BlockPool:
     Source: vLLM 0.26 `v1/core/block_pool.py`; the null block is not part of `usable_blocks`.
     """
 
-    __slots__ = ("free_blocks", "usable_blocks")
+    __slots__ = ("free_blocks", "sending", "usable_blocks")
 
     def __init__(self, usable_blocks: int) -> None:
         self.usable_blocks = usable_blocks
         self.free_blocks = usable_blocks
+        self.sending: dict[Sequence, int] = {}
+        """Finished sequences that another engine goes on with, and the blocks that each holds until they are sent."""
 
     @property
     def held_blocks(self) -> int:
@@ -66,17 +68,37 @@ class BlockPool:
         """The sequence was preempted: takes back its blocks."""
         self.give_back(sequence.blocks)
 
-    def retire(self, sequence: Sequence) -> None:
-        """The sequence is finished, or its client left: takes back its blocks."""
+    def _let_go(self, sequence: Sequence) -> None:
+        """Nobody needs the blocks of the sequence any more."""
         self.give_back(sequence.blocks)
 
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def retire(self, sequence: Sequence) -> None:
+        """The sequence is finished, or its client left: takes back its blocks, unless they are to be sent first.
+
+        Source: vLLM 0.26 `v1/core/sched/scheduler.py` `_free_request()`, whose connector may delay that.
+        """
+        if sequence.is_sent_on:
+            self.sending[sequence] = sequence.blocks
+        else:
+            self._let_go(sequence)
+
+    def sent(self, sequence: Sequence) -> None:
+        """The blocks of a finished sequence have been sent (`_update_from_kv_xfer_finished()`)."""
+        if sequence not in self.sending:
+            return  # it was preempted while its last step ran
+        sequence.blocks = self.sending.pop(sequence)
+        self._let_go(sequence)
+        sequence.blocks = 0
+
     def check(self, held: Iterable[tuple[Sequence, int]]) -> None:
-        """Law: free + held blocks = usable, with the blocks that each running sequence holds.
+        """Law: free + held blocks = usable, with the blocks that each running sequence holds, and those that are being sent.
 
         Raises:
             InvariantError: it does not hold.
         """
-        total = sum(blocks for _, blocks in held)
+        total = sum(blocks for _, blocks in held) + sum(self.sending.values())
         if total != self.held_blocks:
             raise InvariantError(f"requests hold {total} blocks, the pool says {self.held_blocks}")
 

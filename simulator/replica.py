@@ -138,6 +138,13 @@ class Replica:
         if self._cut > 1:
             self._cut_stretch(seen_ns)
 
+    def sent(self, sequence: Sequence) -> None:
+        """What a finished request had computed was sent to another replica: its blocks are free from now on."""
+        self.scheduler.pool.sent(sequence)
+        if self._cut == 0 and self.scheduler.in_flight:  # it rests, for want of them
+            self._idle = False
+            self._wait_until(self.now_ns)
+
     def _cut_stretch(self, seen_ns: int) -> None:
         """The stretch under way ends with the step in which the engine sees something new."""
         cut = self._steps_until(seen_ns)
@@ -207,14 +214,21 @@ class Replica:
             self._drain_inbox(now_ns)
             while len(in_flight) < depth and scheduler.has_requests:
                 self._launch(scheduler.schedule(), now_ns)
-            if not in_flight:
+            if not in_flight or (scheduler.pool.sending and self._is_starved()):
                 self._rest()
                 yield self._timer
-                continue
-            self._run_stretch(now_ns)
-            self._wait_until(int(self._ends[self._cut - 1]))
-            yield self._timer
+                if not in_flight:
+                    continue
+                self._cut, self._ends, self._gpu_ends = 1, [self.now_ns], [self.now_ns]
+            else:
+                self._run_stretch(now_ns)
+                self._wait_until(int(self._ends[self._cut - 1]))
+                yield self._timer
             self._commit()
+
+    def _is_starved(self) -> bool:
+        """Whether nothing can run before blocks that are being sent are free again."""
+        return self.scheduler.has_requests and not any(plan.tokens or plan.preempted for plan in self.scheduler.in_flight)
 
     def _drain_inbox(self, now_ns: int) -> None:
         inbox = self._inbox

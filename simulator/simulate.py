@@ -148,7 +148,8 @@ def simulate(scenario: Scenario, on_progress: Callable[[int, int], None] | None 
     if scenario.disaggregation is None:
         cluster = Cluster(env, scenario.groups, make_router(scenario.router, scenario.seed), scenario.stride, drafting, scenario.seed)
     else:
-        cluster = SplitCluster(env, scenario.groups, scenario.router, scenario.seed, scenario.stride, scenario.disaggregation)
+        split = scenario.disaggregation
+        cluster = SplitCluster(env, scenario.groups, scenario.router, scenario.seed, scenario.stride, split, drafting)
     workload = scenario.workload
     fleet = Fleet(cluster, scenario.seed)
     if scenario.outages is not None:
@@ -198,8 +199,6 @@ def _check_together(scenario: Scenario) -> None:
         raise UserError("engine.speculative and acceptance: give both or neither")
     if acceptance is None:
         return
-    if scenario.disaggregation is not None:
-        raise UserError("speculation does not go with disaggregation yet: leave one of them out")
     for engine in drafting:
         if len(acceptance.rates) != engine.decode_query_len - 1:
             raise UserError(

@@ -7,7 +7,7 @@ are the rates above it: the same law as a test of one draft after the other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from zlib import crc32
@@ -43,6 +43,8 @@ class Acceptance:
     """Within a request: correlation of the normal scores behind two steps' numbers. Rates and their mean stay what they are."""
     growth: tuple[tuple[int, float], ...] = ()
     """(output token, factor on the rates): straight lines between, flat beyond."""
+    origin: str = field(default="", compare=False)
+    """Whose figures these are, for reports."""
 
     def __post_init__(self) -> None:
         if not self.rates or any(not 0 <= rate <= 1 for rate in self.rates) or any(b > a for a, b in pairwise(self.rates)):
@@ -110,7 +112,8 @@ class Acceptance:
         """What is assumed, for reports."""
         rates = ", ".join(f"{rate:.0%}" for rate in self.rates)
         often = "" if self.proposed == 1 else f" in the {self.proposed:.0%} of the steps that have drafts"
-        return f"{self.tokens_per_step:.2f} tokens a step; the first 1 to {len(self.rates)} are accepted with {rates}{often}"
+        origin = f" ({self.origin})" if self.origin else ""
+        return f"{self.tokens_per_step:.2f} tokens a step; the first 1 to {len(self.rates)} are accepted with {rates}{often}{origin}"
 
     def _request_means(self) -> Float64:
         """float64[nodes]: tokens a step of requests with the scores `NODES`."""

@@ -142,8 +142,9 @@ def _totals(replay: Replay, measured: Columns, simulated: Columns, steps: pd.Dat
         emitted = replay.until_cut.emitted_tokens
         totals["output_tokens_per_s"] = (float(emitted.sum()) / replay.duration_s, float(tokens.sum()) / measured_s)
     if steps is not None:
-        gaps = inter_token_latency(replay.until_cut, (99.0,))
-        totals["itl_p99_s"] = (gaps.percentiles_s[99.0], _token_gaps_p99_s(steps))
+        gaps = inter_token_latency(replay.until_cut, (99.0,), of_tokens=True)
+        in_chunks = None if meta.speculative is None or tokens is None else int(tokens.sum()) - len(tokens)
+        totals["itl_p99_s"] = (gaps.percentiles_s[99.0], _token_gaps_p99_s(steps, in_chunks))
     if "itl_max_s" in measured:
         totals["itl_max_s"] = (float(np.nanmax(simulated["itl_max_s"])), float(np.nanmax(measured["itl_max_s"])))
     if meta.num_gpu_blocks_override is None:
@@ -151,14 +152,20 @@ def _totals(replay: Replay, measured: Columns, simulated: Columns, steps: pd.Dat
     return totals
 
 
-def _token_gaps_p99_s(steps: pd.DataFrame) -> float:
-    """Over all tokens, or chunks of them: each step's gap counts once for every sequence that decodes in it, as in the simulation's."""
+def _token_gaps_p99_s(steps: pd.DataFrame, gaps: int | None = None) -> float:
+    """Over all tokens: each step's gap counts once for every sequence that decodes in it.
+
+    `gaps`: between all tokens, where several come in a chunk: those that no step has are 0. None: a chunk is a token.
+    """
     gap_s = steps.groupby("replica")["update_s"].diff().to_numpy(np.float64)
     weight = steps["decode_seqs"].to_numpy(np.float64)
     known = np.isfinite(gap_s) & (weight > 0)
-    order = np.argsort(gap_s[known])
-    upto = np.cumsum(weight[known][order])
-    return float(gap_s[known][order][np.searchsorted(upto, 0.99 * upto[-1])])
+    gap_s, weight = gap_s[known], weight[known]
+    if gaps is not None:
+        gap_s, weight = np.append(gap_s, 0.0), np.append(weight, max(gaps - weight.sum(), 0.0))
+    order = np.argsort(gap_s)
+    upto = np.cumsum(weight[order])
+    return float(gap_s[order][np.searchsorted(upto, 0.99 * upto[-1])])
 
 
 def preempted(simulated: Float64, measured: Float64 | None, steps: pd.DataFrame | None) -> Preempted:

@@ -59,16 +59,17 @@ class AcceptanceSpec(Spec):
         if self.rates is not None:
             if len(self.rates) != drafts:
                 raise UserError(f"acceptance.rates has {len(self.rates)} entries; num_speculative_tokens is {drafts}")
-            base = Acceptance(tuple(self.rates))
+            base, origin = Acceptance(tuple(self.rates)), "as configured"
         elif self.length is not None:
-            base = Acceptance.of_length(self.length, drafts)
+            base, origin = Acceptance.of_length(self.length, drafts), "as configured"
         else:
-            base = _published(self.name, speculative)
+            base, origin = _published(self.name, speculative)
         proposed = base.proposed if self.proposed is None else self.proposed
-        return Acceptance(base.rates, proposed, self.correlation, tuple(self.growth))
+        return Acceptance(base.rates, proposed, self.correlation, tuple(self.growth), origin)
 
 
-def _published(name: str | None, speculative: SpeculativeConfig) -> Acceptance:
+def _published(name: str | None, speculative: SpeculativeConfig) -> tuple[Acceptance, str]:
+    """The figures, and whose they are."""
     method, drafts = speculative.method, speculative.num_speculative_tokens
     entries = published()["published"]
     valid = ", ".join(key for key, entry in entries.items() if entry["method"] == method and "refused" not in entry)
@@ -82,12 +83,13 @@ def _published(name: str | None, speculative: SpeculativeConfig) -> Acceptance:
     entry = entries[name]
     if "refused" in entry:
         raise UserError(f"acceptance '{name}': {entry['refused']}; {others}")
+    origin = f"{name}: {entry['text']}, {entry['model']}"
     if "rates" not in entry:
-        return _of_mean(name, entry["accepted"], drafts)
+        return _of_mean(name, entry["accepted"], drafts), origin
     if drafts > len(entry["rates"]):
         raise UserError(f"acceptance '{name}': known for {len(entry['rates'])} drafts, num_speculative_tokens is {drafts}; {others}")
     whole = sum(entry["rates"])
-    return Acceptance(tuple(entry["rates"][:drafts]), (entry["length"] - 1) / whole if "length" in entry else 1.0)
+    return Acceptance(tuple(entry["rates"][:drafts]), (entry["length"] - 1) / whole if "length" in entry else 1.0), origin
 
 
 def _of_mean(name: str, accepted: float, drafts: int) -> Acceptance:

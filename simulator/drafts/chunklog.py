@@ -22,6 +22,8 @@ class ChunkLog(StepLog):
 
     def add_chunks(self, row: int, token: int, first_step: int, sizes: list[int]) -> None:
         """Request `row` emitted `sizes[0]` tokens, the first of them number `token`, in `first_step`, `sizes[1]` in the next, and so on."""
+        if self.discards:
+            return
         self.add_segment(row, token, first_step, first_step + len(sizes) - 1)
         self._sizes.extend(sizes)
 

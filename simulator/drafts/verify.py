@@ -131,7 +131,8 @@ class VerifyScheduler(Scheduler):
         while budget > 0 and len(self.waiting) > 0 and len(self.running) < engine.max_num_seqs:
             sequence = self.waiting.peek()
             hit = self.pool.lookup(sequence)
-            computed = len(hit.blocks) * engine.block_size
+            # As in `Scheduler`: what another engine has computed and sent.
+            computed = sequence.num_computed_tokens or len(hit.blocks) * engine.block_size
             tokens, drafts = sequence.num_tokens - computed, 0
             if uniform and tokens == 1:
                 tokens, drafts = engine.decode_query_len, self._num_spec_tokens

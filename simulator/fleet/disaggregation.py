@@ -9,7 +9,9 @@ from pydantic import Field
 
 from simulator.cluster import Cluster, Group
 from simulator.kv import blocks_for
+from simulator.replica import Replica
 from simulator.routers import Ask, make_router
+from simulator.speculation import Drafting
 from simulator.step.sequence import Sequence
 from simulator.workload.base import NS_PER_S, Spec
 
@@ -48,15 +50,25 @@ class SplitCluster(Cluster):
     As vLLM's proxy does it (0.26 `tests/v1/kv_connector/nixl_integration/toy_proxy_server.py`): the prefill replica is asked for one
     token, which nobody gets; the decode replica finds the context computed, but for the last token of the prompt, whose result
     is the first token of the answer (`scheduler.py` `_update_waiting_for_remote_kv`). A preempted request computes its context
-    anew where it decodes. Transfers leave a prefill replica one after another. Blocks are taken on the decode replica when the
-    request is admitted, and given back on the prefill replica when the prompt is computed: not held during the transfer. With prefix
-    caching both remember what they hold, and requests that decode share blocks; what is sent is the whole prompt all the same.
+    anew where it decodes. Transfers leave a prefill replica one after another. It holds a prompt's blocks until all of them are there
+    (`_free_request`, `delay_free_blocks`), but not its seat; on the decode replica blocks are taken when the request is admitted. With
+    prefix caching both remember what they hold, and requests that decode share blocks; what is sent is the whole prompt all the same.
+
+    With drafts both are engines that speculate: a prefill replica's drafter computes the prompt, too, whose keys and values are sent with
+    the others, but one token leaves nothing to draft. The decode replica drafts from the first token on.
     """
 
     def __init__(
-        self, env: simpy.Environment, groups: Iterable[Group], router: str, seed: int, stride: int | None, spec: Disaggregation
+        self,
+        env: simpy.Environment,
+        groups: Iterable[Group],
+        router: str,
+        seed: int,
+        stride: int | None,
+        spec: Disaggregation,
+        drafting: Drafting | None = None,
     ) -> None:
-        super().__init__(env, groups, make_router(router, seed), stride, seed=seed)
+        super().__init__(env, groups, make_router(router, seed), stride, drafting, seed)
         self._spec = spec
         self._decode_router = make_router(router, seed + 1)
         prefill = len(self.groups) - 1
@@ -78,6 +90,7 @@ class SplitCluster(Cluster):
         """Routes the prompt; returns the index of the prefill replica."""
         prompt = Sequence(sequence.row, sequence.prompt_tokens, 1, 1, sequence.priority, sequence.arrival_ns, client=sequence.client)
         prompt.content = sequence.content
+        prompt.is_sent_on = True
         self._prefilling[sequence.row] = (sequence, prompt)
         return super().accept(prompt)
 
@@ -85,6 +98,7 @@ class SplitCluster(Cluster):
         """The client of an unfinished request left, whatever the request is at."""
         if sequence.row in self._prefilling:
             _, sequence = self._prefilling.pop(sequence.row)
+            sequence.is_sent_on = False
         elif self._moving.pop(sequence.row, None) is not None:
             return
         super().abort(sequence, index)
@@ -102,9 +116,10 @@ class SplitCluster(Cluster):
         self._link_free_ns[index] = sent_ns
         self._moving[moving.row] = moving
         there_ns = sent_ns + round(self._spec.latency_s * NS_PER_S)
-        self.at(max(there_ns, self.now_ns + 1), lambda: self._arrive(moving))
+        self.at(max(there_ns, self.now_ns + 1), lambda: self._arrive(moving, replica, prompt))
 
-    def _arrive(self, sequence: Sequence) -> None:
+    def _arrive(self, sequence: Sequence, sender: Replica, prompt: Sequence) -> None:
+        sender.sent(prompt)
         if self._moving.pop(sequence.row, None) is None:
             return  # its client has left
         decodes = self._decodes

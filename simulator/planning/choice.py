@@ -111,5 +111,14 @@ def _option(path: str | Path, overrides: list[str], name: str, changes: list[str
         return Option(name, tuple(changes), None, None, str(error))
     except UserError as error:
         raise UserError(f"plan.opts: {name}: {error}") from None
-    reason = refusal(config)
+    reason = refusal(config) or _unknown_acceptance(config)
     return Option(name, tuple(changes), config, None if reason else plan(config), reason)
+
+
+def _unknown_acceptance(config: Config) -> str:
+    """Why drafts cannot be weighed: what they are worth is neither published nor given. Empty: it is, or there are none."""
+    try:
+        config.accepted()
+    except UserError as error:
+        return str(error)
+    return ""

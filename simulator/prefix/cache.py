@@ -60,7 +60,8 @@ class PrefixCache(BlockPool):
         """
         cache = cls(pool.usable_blocks, engine.block_size, drops_last=engine.speculative is not None and engine.speculative.uses_eagle)
         cache.free_blocks = pool.free_blocks
-        cache._held = {sequence: [] for sequence in holding}
+        cache._held = {sequence: [] for sequence in (*holding, *pool.sending)}
+        cache.sending = pool.sending
         if pool.free_blocks:
             cache._queue[object()] = cache._queued = pool.free_blocks
         return cache
@@ -103,7 +104,7 @@ class PrefixCache(BlockPool):
         """A preempted sequence loses its blocks; it may find those with a hash again."""
         self._give_back(sequence, sequence.hashed_tokens // self._size)
 
-    def retire(self, sequence: Sequence) -> None:
+    def _let_go(self, sequence: Sequence) -> None:
         """A sequence that is over gives its blocks back; what was its own, nobody looks up any more."""
         self._give_back(sequence, min(sequence.hashed_tokens, _content(sequence).shared_tokens) // self._size)
 
@@ -160,7 +161,7 @@ class PrefixCache(BlockPool):
         """As in `BlockPool`; a block that several sequences hold counts once, and a cached block in the queue is free."""
         self._settle()
         total, distinct = 0, set()
-        for sequence, blocks in held:
+        for sequence, blocks in (*held, *self.sending.items()):
             known = self._held[sequence]
             total += blocks - len(known)
             distinct.update(known)

@@ -111,6 +111,8 @@ def facts(choice: Choice) -> list[tuple[str, str]]:
         for option in choice.options
         if option.plan is not None and option.config is not None and (known := accuracy_text(option.config))
     ]
+    assumed = ((option.name, option.plan.question.acceptance) for option in choice.options if option.plan is not None)
+    found += [("drafts", f"{name}: {acceptance.in_words()}") for name, acceptance in assumed if acceptance is not None]
     return [*found, ("traffic", f"{_served(choice)}; the same for all")]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from math import ceil, floor, nan, sqrt
 
 import numpy as np
@@ -40,17 +41,23 @@ class InterTokenLatency:
     percentiles_s: dict[float, float]
 
 
-def inter_token_latency(result: Result, percentiles: tuple[float, ...], rows: NDArray[np.bool_] | None = None) -> InterTokenLatency:
+def inter_token_latency(
+    result: Result, percentiles: tuple[float, ...], rows: NDArray[np.bool_] | None = None, *, of_tokens: bool = False
+) -> InterTokenLatency:
     """The gaps of all requests, or of those where `rows`, bool[n], is true; percentiles as numpy's, by linear interpolation.
 
+    A gap is one between chunks, as vLLM's clients and its own metrics count (0.26 `benchmarks/serve.py`, `v1/metrics/stats.py`);
+    `of_tokens`: one between tokens, 0 between those of a chunk. The two differ with drafts only.
     Gaps that the end of the run cut short are not counted. Memory grows with requests and preemptions, not with tokens.
     """
     logs = [(log, _chosen(log, rows)) for log in result.logs]
     keep = sum(log.num_steps for log in result.logs) <= STEPS_KEPT
+    together = sum(_tokens_beyond_chunks(log, rows) for log in result.logs) if of_tokens else 0
+    within_chunks = [(np.zeros(1, np.int64), np.array([together]))] if together else []
     kept = [gaps for log, segments in logs for gaps in _gaps(log, segments)] if keep else None
 
     def gaps() -> Iterator[Gaps]:
-        return iter(kept) if kept is not None else (piece for log, segments in logs for piece in _gaps(log, segments))
+        return chain(within_chunks, kept if kept is not None else (piece for log, segments in logs for piece in _gaps(log, segments)))
 
     histogram, total, squares, longest = np.zeros(0, np.int64), 0.0, 0.0, 0
     for gap_ns, weight in gaps():
@@ -76,8 +83,7 @@ def inter_token_latency(result: Result, percentiles: tuple[float, ...], rows: ND
 def request_itl_s(result: Result, *, of_tokens: bool = False) -> Float64:
     """float64[n, 3]: median, 99th percentile and maximum of each request's gaps, seconds; NaN with fewer than two.
 
-    A gap is one between chunks, as streaming clients count; `of_tokens`: one between tokens, 0 between those of a chunk.
-    Holds the ends of only those steps that unfinished requests reach back to.
+    `of_tokens` as above. Holds the ends of only those steps that unfinished requests reach back to.
     """
     itl_s = np.full((len(result.requests), 3), nan)
     for log in result.logs:
@@ -96,6 +102,13 @@ def _chosen(log: StepLog, rows: NDArray[np.bool_] | None) -> Int64:
     if rows is not None:
         segments = segments[rows[segments[:, 0]]]
     return segments[np.lexsort((segments[:, 2], segments[:, 0]))]
+
+
+def _tokens_beyond_chunks(log: StepLog, rows: NDArray[np.bool_] | None) -> int:
+    """Tokens that came with another one before them in their chunk."""
+    row, token, first, last = log.segments.T
+    beyond = (log.last_tokens - token) - (last - first)
+    return int(beyond.sum() if rows is None else beyond[rows[row]].sum())
 
 
 def _gaps(log: StepLog, segments: Int64) -> Iterator[Gaps]:

@@ -28,6 +28,7 @@ class Sequence:
         "hashed_tokens",
         "held_back",
         "intercept",
+        "is_sent_on",
         "last_step",
         "max_tokens",
         "num_computed_tokens",
@@ -77,8 +78,9 @@ class Sequence:
         """With prefix caching: the full blocks of so many tokens have a hash; valid unless decoding."""
         self.content: Content | None = None
         """None: nothing in common with any other request."""
-        self.running = False
-        self.decoding = False
+        self.is_sent_on = False
+        """Whether its blocks are to be sent to another engine when it is finished, and are held until then."""
+        self.running = self.decoding = False
         self.intercept = 0
         self.finish_step = NEVER
         """Step whose result is the last token; known once the sequence decodes."""
@@ -86,8 +88,7 @@ class Sequence:
         """Last step into which the in-order path of the scheduler put the sequence."""
         self.segment_token = 0
         self.segment_step = NEVER
-        self.scheduled_ns = NEVER
-        self.first_token_ns = NEVER
+        self.scheduled_ns = self.first_token_ns = NEVER
         self.first_egress_ns = 0
         """From there to its client."""
         self.preemptions = 0

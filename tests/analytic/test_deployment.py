@@ -79,6 +79,25 @@ def test_transfers_leave_a_replica_one_after_another() -> None:
     assert gaps_ns.tolist() == [100_000_000] * 3
 
 
+def test_a_prompt_holds_its_blocks_on_the_prefill_replica_until_they_are_sent() -> None:
+    # Prompts of 7 blocks, sent in 700 ms. Of 10 blocks, the second prompt gets its own when the first is there; the third likewise.
+    split = Disaggregation(bandwidth_gb_per_s=1.0, bytes_per_block=1e8)
+    cramped = engine(8).model_copy(update={"num_gpu_blocks": 11, "max_model_len": 160})
+    scenario = Scenario(steady(3, 0.0, prompt_tokens=100, output_tokens=1), cramped, CostModel.constant(STEP_NS), disaggregation=split)
+    result = simulate(scenario)
+    there_ns = np.arange(1, 4) * (STEP_NS + 700_000_000)
+    assert (result.first_token_ns - STEP_NS).tolist() == there_ns.tolist()
+    assert result.scheduled_ns.tolist() == [0, *there_ns[:-1].tolist()]
+
+
+def test_a_prompt_that_is_sent_keeps_no_seat() -> None:
+    split = Disaggregation(bandwidth_gb_per_s=1.0, bytes_per_block=1e8)
+    scenario = Scenario(
+        steady(3, 0.0, prompt_tokens=100, output_tokens=1), engine(1), CostModel.constant(STEP_NS), num_replicas=3, disaggregation=split
+    )
+    assert simulate(scenario).scheduled_ns.tolist() == [0, STEP_NS, 2 * STEP_NS]
+
+
 def test_a_block_has_the_size_that_vllm_reported() -> None:
     shape = {"num_hidden_layers": 48, "num_attention_heads": 40, "num_key_value_heads": 8, "hidden_size": 5120}
     assert bytes_per_block(shape, "auto", 16) == 3_145_728

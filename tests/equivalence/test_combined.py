@@ -23,9 +23,8 @@ from tests.support.watch import simulate_watched
 
 SEEDS = range(60_000, 60_060)
 COMBINED: dict[str, Make] = {f"prefix caching, {kind}": partial(cached, make) for kind, make in KINDS.items()}
-WITH_DRAFTS = {kind: make for kind, make in KINDS.items() if kind != "prefill and decode apart"}
-COMBINED |= {f"drafts, {kind}": partial(drafting, make) for kind, make in WITH_DRAFTS.items()}
-COMBINED |= {f"prefix caching, drafts, {kind}": partial(cached, partial(drafting, make)) for kind, make in WITH_DRAFTS.items()}
+COMBINED |= {f"drafts, {kind}": partial(drafting, make) for kind, make in KINDS.items()}
+COMBINED |= {f"prefix caching, drafts, {kind}": partial(cached, partial(drafting, make)) for kind, make in KINDS.items()}
 COMBINED["prefix caching, drafts"] = partial(cached, random_speculative_scenario)
 COMBINED["prefix caching, drafts, no room for padding"] = without_room_for_padding
 

@@ -8,10 +8,13 @@ from functools import cache
 import pytest
 
 from simulator.clients.attempts import Outcome
+from simulator.scheduler import Scheduler
 from simulator.simulate import Result, simulate
+from simulator.step.stepplan import StepPlan
 from tests.support.digest import digest
 from tests.support.fleets import split_scenario
 from tests.support.services import with_stride
+from tests.support.watch import simulate_watched
 
 SEEDS = range(50_000, 50_120)
 
@@ -42,4 +45,10 @@ def test_the_sample_holds_what_could_go_wrong() -> None:
             aborted = result.attempts.outcome == Outcome.ABORTED
             found["aborted before they moved"] += int((aborted & ~decoding).sum())
             found["aborted after they moved"] += int((aborted & decoding).sum())
+
+    def starves(scheduler: Scheduler, plan: StepPlan) -> None:
+        found["waited for blocks that were sent"] += bool(scheduler.pool.sending) and plan.tokens == 0 and scheduler.has_requests
+
+    for seed in SEEDS[::4]:
+        simulate_watched(split_scenario(seed), starves)
     assert min(found.values()) >= 20, found

@@ -13,12 +13,13 @@ from simulator.kv import blocks_for
 from simulator.scheduler import Scheduler
 from simulator.simulate import Scenario, simulate
 from simulator.step.stepplan import StepPlan
-from tests.support.combined import cached
+from tests.support.combined import cached, drafting
 from tests.support.fleets import split_scenario
 from tests.support.watch import simulate_watched
 
 # Every other one with prefix caching.
 scenarios = st.integers(0, 1 << 32).map(lambda seed: cached(split_scenario, seed) if seed % 2 else split_scenario(seed))
+speculative = st.integers(0, 1 << 32).map(lambda seed: drafting(split_scenario, seed))
 law = settings(max_examples=40, derandomize=True, phases=[Phase.explicit, Phase.generate])
 
 
@@ -82,3 +83,33 @@ def test_a_decode_replica_computes_a_prompt_again_only_after_a_preemption(scenar
 
     simulate_watched(replace(scenario, clients=None), count)
     assert np.array(list(computed.values()), np.int64).tolist() == [1] * len(computed)
+
+
+@law
+@given(speculative)
+def test_prompts_are_computed_without_drafts_and_answers_with_them(scenario: Scenario) -> None:
+    result = simulate(scenario)
+    verified = np.array([log.rows[:, -1].sum() for log in result.logs], np.int64)
+    prefill = result.group == len(scenario.groups) - 1
+    assert (verified[prefill] == 0).all()
+    asked = result.emitted_tokens > 2 + scenario.engine.depth  # beyond the first tokens, which no drafts come before
+    sure = scenario.acceptance is not None and scenario.acceptance.proposed == 1
+    assert not sure or not asked.any() or verified[~prefill].sum() > 0
+    done = result.finish_ns >= 0
+    assert (result.emitted_tokens[done] == result.requests.output_tokens[done]).all()
+
+
+@law
+@given(scenarios)
+def test_a_prompt_holds_its_blocks_where_it_was_computed_until_they_are_sent(scenario: Scenario) -> None:
+    schedulers: dict[int, Scheduler] = {}
+
+    def look(scheduler: Scheduler, plan: StepPlan) -> None:
+        schedulers[id(scheduler)] = scheduler
+        assert scheduler.log.discards or not scheduler.pool.sending
+        for sequence, blocks in scheduler.pool.sending.items():
+            assert blocks >= blocks_for(sequence.prompt_tokens, scenario.engine.block_size)
+            assert not sequence.running
+
+    simulate_watched(replace(scenario, horizon_s=None, clients=None), look)
+    assert all(scheduler.pool.held_blocks == 0 for scheduler in schedulers.values())

@@ -14,7 +14,7 @@ from simulator.config import Config, load
 from simulator.errors import UserError
 from simulator.plan import plan
 from simulator.planning.choice import Choice, candidates, choose
-from simulator.reporting.choice_report import page, summary, table, text
+from simulator.reporting.choice_report import facts, page, summary, table, text
 from simulator.results import to_json
 from validation.study.tables import TABLES, accuracies
 
@@ -161,6 +161,16 @@ def test_an_accuracy_demanded_leaves_out_what_nobody_published(small: Path) -> N
     found = choose(small, ["plan.opts=[none,awq]", "plan.max_accuracy_drop=3", "workload.arrivals.rate=0.5"])
     assert [option.plan is None for option in found.options] == [False, True]
     assert "not published" in found.options[1].reason
+
+
+def test_what_drafts_were_taken_to_be_worth_is_said_and_who_does_not_know_leaves_them_out(small: Path) -> None:
+    opts = "plan.opts={drafts: ['opt=eagle3'], trees: ['opt=eagle3', 'acceptance=eagle3/paper-tree']}"
+    found = choose(small, ["model=r1-distill-qwen-7b", opts, "workload.arrivals.rate=0.5"])
+    assert [option.plan is None for option in found.options] == [False, True]
+    assert "measured with a tree of drafts" in found.options[1].reason
+    said = dict(facts(found))
+    assert said["drafts"].startswith("drafts: 2.87 tokens a step; the first 1 to 3 are accepted with 81%, 61%, 45% (eagle3/math: ")
+    assert said["left out"].startswith("trees: acceptance 'eagle3/paper-tree'")
 
 
 def test_none_will_do(small: Path) -> None:

@@ -66,6 +66,14 @@ def test_tokens_of_a_chunk_have_no_gap_between_them(seed: int) -> None:
         gap_ns = np.diff(request.token_ns)
         expected = np.percentile(gap_ns, (50, 99, 100)) / NS_PER_S if len(gap_ns) else [np.nan] * 3
         assert itl_s == pytest.approx(expected, nan_ok=True)
+    every = np.concatenate([np.diff(request.token_ns) for request in plain.requests])
+    whole = inter_token_latency(result, (50.0, 99.0), of_tokens=True)
+    assert whole.count == len(every)
+    if len(every):
+        assert [whole.percentiles_s[p] for p in (50.0, 99.0)] == pytest.approx(np.percentile(every, (50, 99)) / NS_PER_S)
+    chosen = np.arange(len(plain.requests)) % 2 == 0
+    of_chosen = sum(len(request.token_ns) - 1 for request in plain.requests[::2] if len(request.token_ns))
+    assert inter_token_latency(result, (50.0,), chosen, of_tokens=True).count == of_chosen
 
 
 def test_a_windows_throughput_counts_tokens_and_not_chunks() -> None:

@@ -10,7 +10,6 @@ import pytest
 from simulator.cluster import Group
 from simulator.config import load
 from simulator.errors import UserError
-from simulator.fleet.disaggregation import Disaggregation
 from simulator.simulate import simulate
 from simulator.speculation import Acceptance
 from tests.support.services import random_speculative_scenario
@@ -21,10 +20,6 @@ EAGLE = ["model=r1-distill-qwen-7b", "gpu=h100-sxm", "opt=eagle3"]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"disaggregation": Disaggregation(bandwidth_gb_per_s=1)},
-            "speculation does not go with disaggregation yet: leave one of them out",
-        ),
         ({"acceptance": None}, "engine.speculative and acceptance: give both or neither"),
         ({"acceptance": Acceptance((0.5,) * 7)}, r"acceptance has rates for 7 drafts, num_speculative_tokens is \d"),
     ],
