@@ -26,8 +26,10 @@ Repeatability = dict[str, dict[str, float]]
 
 SAME_ARRIVALS_S, SAME_SHARE = 0.1, 0.9
 """Clients are woken within milliseconds, but one that stalls sends late for a moment: so many requests must have come so close together."""
-SEEN = {"name", "client", "logits", "overheads", "seed", "cut_s"}
-"""Of the metadata what does not tell engines apart."""
+SEEN = {"name", "client", "logits", "overheads", "seed", "cut_s", "gpu_memory_utilization"}
+"""Of the metadata what does not tell engines apart; older recorders did not tell the share of memory, and the pool shows it."""
+SAME_BLOCKS = 0.01
+"""Pools of one setting differ by a few blocks from start to start."""
 
 
 def repeatability(comparisons: Sequence[Comparison]) -> list[Repeatability | None]:
@@ -44,7 +46,8 @@ def repeatability(comparisons: Sequence[Comparison]) -> list[Repeatability | Non
 
 def _same(one: Comparison, other: Comparison) -> bool:
     """Whether the same requests were sent to the same kind of engine in the same way."""
-    if _engine(one) != _engine(other):
+    pools = [each.replay.recording.meta.engine.num_gpu_blocks for each in (one, other)]
+    if _engine(one) != _engine(other) or abs(pools[0] / pools[1] - 1) > SAME_BLOCKS:
         return False
     a, b = one.replay.recording.requests, other.replay.recording.requests
     n = min(len(a), len(b))
@@ -66,8 +69,7 @@ def _cut_first(one: Comparison, other: Comparison) -> bool:
 def _engine(comparison: Comparison) -> str:
     meta = comparison.replay.recording.meta
     options: dict[str, Any] = meta.model_dump(mode="json", exclude=SEEN)
-    if meta.num_gpu_blocks_override is None:
-        del options["engine"]["num_gpu_blocks"]
+    del options["engine"]["num_gpu_blocks"]
     if meta.speculative:
         for seen in ("acceptance_length_seen", "acceptance_rates", "proposed"):
             options["speculative"].pop(seen, None)
