@@ -14,6 +14,7 @@ from simulator.features import StepFeatures
 from simulator.request import RequestTable
 from simulator.step.clock import EngineClock
 from simulator.workload.base import NS_PER_S
+from validation.contexts import Decodes
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -55,12 +56,12 @@ def batch_errors(
     `latencies`: the measured `ttft_s` and `e2e_s`, float64[n].
     """
     measured, predicted, prefill, weight = [], [], [], []
-    longest = _longest_contexts(steps, requests, latencies)
-    for _, rows in steps.groupby("replica"):
+    replicas = [rows for _, rows in steps.groupby("replica")]
+    for replica, rows in enumerate(replicas):
         first = first_of_runs(rows, engine.depth)
-        ends_s = _predicted_ends_s(
-            _features(rows, longest[rows.index], engine), rows["schedule_s"].to_numpy(np.float64), first, engine, cost
-        )
+        decodes = Decodes.of(rows, requests, latencies, replica, len(replicas))
+        features = _features(rows, decodes.longest(rows), decodes.idle_tokens(rows, cost.artifact.attention), engine)
+        ends_s = _predicted_ends_s(features, rows["schedule_s"].to_numpy(np.float64), first, engine, cost)
         known = ~first
         measured.append(np.where(known, rows["update_s"].diff(), np.nan))
         predicted.append(np.where(known, np.diff(ends_s, prepend=0.0), np.nan))
@@ -87,15 +88,17 @@ def first_of_runs(steps: pd.DataFrame, depth: int) -> NDArray[np.bool_]:
     return np.concatenate([[True], late])
 
 
-def _features(rows: pd.DataFrame, longest: Int64, engine: EngineConfig) -> list[StepFeatures]:
+def _features(rows: pd.DataFrame, longest: Int64, idle: Int64, engine: EngineConfig) -> list[StepFeatures]:
     tokens, seqs = rows["prefill_tokens"].to_numpy(np.int64), rows["prefill_seqs"].to_numpy(np.int64)
     decode = rows["decode_seqs"].to_numpy(np.int64)
     verify = rows["verify_tokens"].to_numpy(np.int64) if "verify_tokens" in rows else np.zeros_like(decode)
     uniform = (seqs == 0) & (decode + verify == decode * engine.decode_query_len)
     launched = [engine.graphs.pad(int(n), bool(each)) for n, each in zip(tokens + decode + verify, uniform, strict=True)]
     pads, modes = zip(*launched, strict=True)
-    columns = (seqs, tokens, rows["prefill_context_tokens"], _attention(rows), decode, rows["decode_context_tokens"], longest, verify)
-    return [StepFeatures(*row) for row in zip(*(np.asarray(column).tolist() for column in (*columns, pads)), modes, strict=True)]
+    contexts = rows["decode_context_tokens"], longest, verify
+    columns = seqs, tokens, rows["prefill_context_tokens"], _attention(rows), decode, *contexts, pads
+    numbers = (np.asarray(column).tolist() for column in columns)
+    return [StepFeatures(*row) for row in zip(*numbers, modes, idle.tolist(), strict=True)]
 
 
 def _attention(rows: pd.DataFrame) -> Int64:
@@ -107,21 +110,6 @@ def _attention(rows: pd.DataFrame) -> Int64:
     pairs = np.where(ends == tokens, (products + tokens) / 2, products - seqs * chunk * (chunk - 1) / 2)
     whole: Int64 = np.rint(pairs).astype(np.int64)
     return whole
-
-
-def _longest_contexts(steps: pd.DataFrame, requests: RequestTable, latencies: dict[str, Float64]) -> Int64:
-    """int64[k]: as recorded, or from the requests: between its first token and its last a context grows evenly."""
-    if "decode_context_max_tokens" in steps:
-        recorded: Int64 = steps["decode_context_max_tokens"].to_numpy(np.int64)
-        return recorded
-    update_s, longest = steps["update_s"].to_numpy(np.float64), np.zeros(len(steps))
-    first_s = requests.arrival_ns / NS_PER_S + latencies["ttft_s"]
-    last_s = requests.arrival_ns / NS_PER_S + latencies["e2e_s"]
-    ranges = np.searchsorted(update_s, [first_s, last_s])
-    for low, high, prompt, output in zip(*ranges, requests.prompt_tokens, requests.output_tokens, strict=True):
-        longest[low:high] = np.maximum(longest[low:high], prompt + np.linspace(1, output, high - low))
-    least = steps["decode_context_tokens"].to_numpy() / np.maximum(steps["decode_seqs"].to_numpy(), 1)
-    return np.rint(np.where(steps["decode_seqs"] > 0, np.maximum(longest, least), 0)).astype(np.int64)
 
 
 def _predicted_ends_s(
