@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.policies.policy import VLLM, Policy
-from simulator.replica import Replica, Snapshot
+from simulator.replica import Replica
 from simulator.routers import Ask, Informed, Router
 from simulator.routers.prefix import PrefixAffine
+from simulator.snapshot import Snapshot
 from simulator.speculation import Drafting
 from simulator.step.events import ARRIVAL, SAMPLE, Instant
 from simulator.step.sequence import NEVER, Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import simpy
@@ -19,6 +19,7 @@ from simulator.engine import EngineConfig
 from simulator.features import StepFeatures
 from simulator.policies.policy import VLLM, Policy
 from simulator.scheduler import Scheduler
+from simulator.snapshot import Snapshot
 from simulator.speculation import Drafting
 from simulator.step import occupancy
 from simulator.step.chance import chance
@@ -35,16 +36,6 @@ SHORTEST_REACH, LONGEST_REACH = 32, 4096
 """Steps evaluated at once: twice as many as the last stretch had, for what an arrival cuts off is wasted. No result depends on it."""
 
 _UPTO = np.arange(LONGEST_REACH, dtype=np.int64)
-
-
-class Snapshot(NamedTuple):
-    """The state of a replica at an instant."""
-
-    kv_blocks: int
-    running: int
-    waiting: int
-    """Requests routed here that hold no seat, those still on their way included."""
-    batch_tokens: int
 
 
 class Replica:
