@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from simulator.workload import OpenLoop, Workload, read_trace
-from validation.decision import PLAN, TRACES, Edge, bound, config_of, edge, judged, read, slos_of
+from validation.decision import PLAN, TRACES, Edge, bound, config_of, edge, error, judged, read, slos_of, unfinished
 from validation.intervals import Interval
-from validation.protocol import Protocol, Run
+from validation.protocol import Protocol, Run, measured
 
 DECISIONS = Path(__file__).resolve().parent / "decisions"
 
@@ -33,7 +33,9 @@ class Decided:
     measured: Edge
     interval: Interval
     today: Edge
-    """Of the recorded requests, by the simulator and the cost model as they are."""
+    """Of the recorded requests, by the simulator and the cost model as they are; runs that were cut are simulated to the cut."""
+    unfinished: str
+    """In words, where runs were cut."""
 
     @property
     def error(self) -> float:
@@ -45,10 +47,10 @@ class Decided:
         low, high = self.interval
         found = f"measured {self.measured.bound}{self.measured.rate:.3g} requests/s (95 % interval {low:.3g} to {high:.3g})"
         said = f"predicted {self.predicted.bound}{self.predicted.rate:.3g}"
-        told = f"highest rate within {self.limits}: {said}, {found}, error {self.error:+.1%}"
-        if abs(self.today.rate / self.predicted.rate - 1) < VISIBLE:
-            return told
-        return f"{told}; predicted today {self.today.bound}{self.today.rate:.3g}, error {self.today.rate / self.measured.rate - 1:+.1%}"
+        told = f"highest rate within {self.limits}: {said}, {found}, {error(self.predicted, self.measured)}"
+        if abs(self.today.rate / self.predicted.rate - 1) >= VISIBLE:
+            told += f"; predicted today {self.today.bound}{self.today.rate:.3g}, {error(self.today, self.measured)}"
+        return told + self.unfinished
 
 
 def decided(folder: Path) -> Decided:
@@ -66,6 +68,7 @@ def decided(folder: Path) -> Decided:
         measured=Edge(result["measured_rate"], bound(result["bound"])),
         interval=result["interval"],
         today=_today(folder, document, result["runs"]),
+        unfinished=unfinished(result["runs"]),
     )
 
 
@@ -76,10 +79,9 @@ def all_decided(root: Path = DECISIONS) -> list[Decided]:
 
 def _today(folder: Path, document: dict[str, Any], runs: list[dict[str, Any]]) -> Edge:
     protocol = Protocol(config_of(document), document["measure_s"], document["warmup_s"])
-    simulated = [
-        protocol.simulated(
-            Run(run["rate"], Workload(read_trace(folder / TRACES / run["name"], "measured").requests, OpenLoop()), tuple(run["window_s"]))
-        )
-        for run in runs
-    ]
+    simulated = []
+    for run in runs:
+        trace, window_s = folder / TRACES / run["name"], tuple(run["window_s"])
+        requests = Workload(read_trace(trace, "measured").requests, OpenLoop())
+        simulated.append(protocol.simulated(Run(run["rate"], requests, window_s), measured(trace, window_s).cut))
     return edge([run["rate"] for run in runs], [each.excess(protocol.slos) for each in simulated])

@@ -162,7 +162,7 @@ def judged(out: Path, document: dict[str, Any]) -> dict[str, Any]:
     """What result.json says. The runs may have been recorded by several engines: each is a folder of `out`/traces.
 
     Raises:
-        UserError: fewer than two runs are recorded, or one by another engine than was predicted.
+        UserError: fewer than two runs are recorded, one by another engine than was predicted, or one was cut too early.
     """
     slos = slos_of(document)
     runs = [run for run in document["runs"] if (out / TRACES / run["name"] / "requests.csv.gz").is_file()]
@@ -172,6 +172,8 @@ def judged(out: Path, document: dict[str, Any]) -> dict[str, Any]:
         _check_engine(out / TRACES / run["name"], document["config"])
     rates = [run["rate"] for run in runs]
     found = [measured(out / TRACES / run["name"], tuple(run["window_s"])) for run in runs]
+    if any(each.cut for each in found) and any(slo.metric == "e2e" for slo in slos):
+        raise UserError(f"{out / TRACES}: requests had not ended when their run was cut, so a limit on the E2E latency cannot be judged")
     here = edge(rates, [each.excess(slos) for each in found])
     predicted = _predicted_edge(runs, slos)
     return {
@@ -181,7 +183,10 @@ def judged(out: Path, document: dict[str, Any]) -> dict[str, Any]:
         "predicted_rate_of_these_requests": predicted.rate,
         "predicted_bound": predicted.bound.strip(),
         "error": predicted.rate / here.rate - 1,
-        "runs": [run | {"measured_s": each.percentiles(slos)} for run, each in zip(runs, found, strict=True)],
+        "runs": [
+            run | {"measured_s": each.percentiles(slos), "unfinished": len(each.cut.request_ids) if each.cut else 0}
+            for run, each in zip(runs, found, strict=True)
+        ],
     }
 
 
@@ -286,15 +291,32 @@ def _judged_text(result: dict[str, Any], slos: Sequence[Slo]) -> str:
     for run in result["runs"]:
         kept = "kept" if all(run["measured_s"][slo.name] <= slo.limit_s for slo in slos) else "broken"
         told = f"measured {_percentiles(run['measured_s'])} ({kept}); predicted {_percentiles(run['predicted_s'])}"
-        lines.append(f"  {run['rate']:>7.3g} requests/s: {told}")
-    predicted = f"predicted {bound(result['predicted_bound'])}{result['predicted_rate_of_these_requests']:.3g}"
-    here = f"measured {bound(result['bound'])}{result['measured_rate']:.3g} requests/s (95 % interval {low:.3g} to {high:.3g})"
-    return "\n".join([*lines, "", f"highest rate: {predicted}, {here}; error {result['error']:+.1%}"])
+        lines.append(f"  {run['rate']:>7.3g} requests/s: {told}{unfinished([run])}")
+    predicted = Edge(result["predicted_rate_of_these_requests"], bound(result["predicted_bound"]))
+    here = Edge(result["measured_rate"], bound(result["bound"]))
+    interval = f"95 % interval {low:.3g} to {high:.3g}"
+    found = f"predicted {predicted.bound}{predicted.rate:.3g}, measured {here.bound}{here.rate:.3g} requests/s ({interval})"
+    return "\n".join([*lines, "", f"highest rate: {found}; {error(predicted, here)}"])
 
 
 def bound(told: str) -> str:
     """A result's bound before its number: the rates that were recorded need not lie on both sides of what is looked for."""
     return f"{told} " if told else ""
+
+
+def error(predicted: Edge, measured: Edge) -> str:
+    """In words; of rates that are bounds it is one, or none: two rates below all that were tried need not be the same."""
+    opposite = {"": "", "at most ": "at least ", "at least ": "at most "}
+    bounds = {predicted.bound, opposite[measured.bound]} - {""}
+    if len(bounds) == 2:
+        return f"both {measured.bound.strip()} a rate that was tried, so no error can be told"
+    return f"error {''.join(bounds)}{predicted.rate / measured.rate - 1:+.1%}"
+
+
+def unfinished(runs: Sequence[dict[str, Any]]) -> str:
+    """What was done where runs of a result were cut; empty: all requests had ended."""
+    count = sum(run["unfinished"] for run in runs)
+    return f"; {count} requests had not ended when the run was cut: their TPOT until then" if count else ""
 
 
 def _percentiles(seconds: dict[str, float]) -> str:

@@ -19,15 +19,18 @@ from simulator.errors import UserError
 from simulator.planning.sizing import Demand
 from simulator.planning.slo import Slo
 from simulator.planning.underway import begin
-from simulator.simulate import Scenario, simulate
-from simulator.workload import OpenSpec, Workload, generate
+from simulator.simulate import Scenario
+from simulator.workload import OpenSpec, Workload, generate, read_meta
 from simulator.workload.base import NS_PER_S
 from validation.intervals import resampled
-from validation.replay import tpot
+from validation.replay import tpot, until_cut
 
 Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
 METRICS = ("ttft", "tpot", "e2e")
 """What a client of the recorder sees."""
+MOST_UNFINISHED = 0.05
+"""Share of a window's requests that may not have ended when the run was cut."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,22 @@ class Run:
         pd.DataFrame(columns).to_csv(folder / "requests.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A recorder's time was over before the last answers ended: measured and simulated are both seen as of then, for the same requests."""
+
+    at_s: float
+    request_ids: frozenset[str]
+    """Those of the window that had not ended on the GPU."""
+
+    def until(
+        self, request_id: NDArray[Any], arrival_s: Float64, e2e_s: Float64, output_tokens: Int64, received_tokens: Int64
+    ) -> tuple[Float64, Int64]:
+        """(seconds since the arrival, output tokens), each of shape (n,): of the requests that were cut, as of the cut."""
+        rows = np.isin(request_id, list(self.request_ids))
+        return np.where(rows, np.fmin(e2e_s, self.at_s - arrival_s), e2e_s), np.where(rows, received_tokens, output_tokens)
+
+
 @dataclass(frozen=True, eq=False)
 class Latencies:
     """Of the requests in a run's window, in the order of arrival."""
@@ -60,10 +79,18 @@ class Latencies:
     arrival_s: Float64
     by_metric: dict[str, Float64]
     """`ttft`, `tpot`, `e2e`: float64[n], seconds; NaN: an output of one token has no TPOT."""
+    cut: Cut | None = None
+    """Requests whose `tpot` and `e2e` are those of what had come when the run was cut."""
 
     @classmethod
     def within(
-        cls, window_s: tuple[float, float], arrival_s: Float64, ttft_s: Float64, e2e_s: Float64, output_tokens: NDArray[np.int64]
+        cls,
+        window_s: tuple[float, float],
+        arrival_s: Float64,
+        ttft_s: Float64,
+        e2e_s: Float64,
+        output_tokens: Int64,
+        cut: Cut | None = None,
     ) -> Latencies:
         """Of the requests that arrive in the window.
 
@@ -74,7 +101,7 @@ class Latencies:
         if rows.sum() < 20:
             raise UserError(f"{rows.sum()} requests arrive in the window from {window_s[0]:.0f} to {window_s[1]:.0f} s: too few to judge")
         ttft_s, e2e_s = ttft_s[rows], e2e_s[rows]
-        return cls(arrival_s[rows], {"ttft": ttft_s, "tpot": tpot(ttft_s, e2e_s, output_tokens[rows]), "e2e": e2e_s})
+        return cls(arrival_s[rows], {"ttft": ttft_s, "tpot": tpot(ttft_s, e2e_s, output_tokens[rows]), "e2e": e2e_s}, cut)
 
     def excess(self, slos: list[Slo]) -> float:
         """The greatest percentile / limit: 1 is the edge of what the SLO allows."""
@@ -129,26 +156,46 @@ class Protocol:
         requests = replace(start.workload.requests, max_tokens=start.workload.requests.output_tokens)
         return Run(rate, replace(start.workload, requests=requests), (first_s, first_s + self.measure_s))
 
-    def simulated(self, run: Run) -> Latencies:
-        """What the simulator says of the run; it is served to its end, as on the GPU."""
+    def simulated(self, run: Run, cut: Cut | None = None) -> Latencies:
+        """What the simulator says of the run; it is served to its end, or seen as of the `cut` of the run on the GPU."""
         cost = self.config.load_cost()
-        result = simulate(Scenario(run.workload, self.config.engine_config(cost), cost))
+        scenario = Scenario(run.workload, self.config.engine_config(cost), cost)
+        result, then = until_cut(scenario, None if cut is None else cut.at_s)
+        arrival_s, tokens = result.sent_ns / NS_PER_S, result.requests.output_tokens
         ttft_s, e2e_s = ((column - result.sent_ns) / NS_PER_S for column in (result.first_token_ns, result.finish_ns))
-        return Latencies.within(run.window_s, result.sent_ns / NS_PER_S, ttft_s, e2e_s, result.requests.output_tokens)
+        if cut is not None:
+            e2e_s, tokens = cut.until(result.requests.request_id, arrival_s, e2e_s, tokens, then.emitted_tokens)
+        return Latencies.within(run.window_s, arrival_s, ttft_s, e2e_s, tokens, cut)
 
 
 def measured(folder: Path, window_s: tuple[float, float]) -> Latencies:
-    """Of a recorded run.
+    """Of a recorded run. Of the few requests that had not ended when it was cut, it is the TPOT until then.
 
     Raises:
-        UserError: there is no such trace, too few requests are in the window, or some of them had not ended when it was cut.
+        UserError: there is no such trace, too few requests are in the window, or too many of them had not ended when it was cut.
     """
     path = folder / "requests.csv.gz"
     try:
-        table = pd.read_csv(path).sort_values("arrival_s")
+        table = pd.read_csv(path, dtype={"request_id": str}).sort_values("arrival_s")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
-    if unfinished := int(table["e2e_s"].isna()[table["arrival_s"].between(*window_s, inclusive="left")].sum()):
-        raise UserError(f"{path}: {unfinished} requests of the window had not ended when the run was cut: it cannot be judged")
-    columns: dict[str, Any] = {name: table[name].to_numpy(np.float64) for name in ("arrival_s", "ttft_s", "e2e_s")}
-    return Latencies.within(window_s, **columns, output_tokens=table["output_tokens"].to_numpy(np.int64))
+    arrival_s, ttft_s, e2e_s = (table[name].to_numpy(np.float64) for name in ("arrival_s", "ttft_s", "e2e_s"))
+    tokens = table["output_tokens"].to_numpy(np.int64)
+    cut = _cut(folder, table[table["arrival_s"].between(*window_s, inclusive="left")], window_s)
+    if cut is not None:
+        e2e_s, tokens = cut.until(table["request_id"].to_numpy(), arrival_s, e2e_s, tokens, table["received_tokens"].to_numpy(np.int64))
+    return Latencies.within(window_s, arrival_s, ttft_s, e2e_s, tokens, cut)
+
+
+def _cut(folder: Path, window: pd.DataFrame, window_s: tuple[float, float]) -> Cut | None:
+    """None: all requests of the window ended."""
+    unfinished = window[window["e2e_s"].isna()]
+    if unfinished.empty:
+        return None
+    cut_s, told = read_meta(folder).get("cut_s"), f"{folder}: {len(unfinished)} of the window's {len(window)} requests had not ended"
+    if cut_s is None or "received_tokens" not in window:
+        raise UserError(f"{told}, and cut_s of meta.json and the column received_tokens do not tell what had come: it cannot be judged")
+    if cut_s < window_s[1] or len(unfinished) > MOST_UNFINISHED * len(window) or unfinished["ttft_s"].isna().any():
+        few = f"the window, the first tokens of its requests and all but {MOST_UNFINISHED:.0%} of their ends must lie before the cut"
+        raise UserError(f"{told} when the run was cut after {cut_s:.0f} s: it cannot be judged; {few}")
+    return Cut(cut_s, frozenset(unfinished["request_id"]))
