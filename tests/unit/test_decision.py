@@ -19,13 +19,13 @@ from simulator.compose import CONF
 from simulator.config import load
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
+from simulator.request import RequestTable
 from simulator.simulate import Scenario, simulate
-from simulator.workload import OpenLoop, Workload, read_meta, read_trace
+from simulator.workload import OpenLoop, Workload, generate, read_meta, read_trace
 from validation.__main__ import main
 from validation.decided import DECISIONS, all_decided
 from validation.decision import _command, config_of, edge, judged, read
 from validation.page import _decisions
-from validation.protocol import Protocol
 
 STEP_NS, PER_SEQ_NS = 10_000_000, 100_000.0
 ENGINE = {"gpu": "h100-sxm", "model": "r1-distill-qwen-7b", "weights": "bf16", "kv_cache_dtype": "auto", "tensor_parallel_size": 1}
@@ -180,19 +180,29 @@ def test_a_decision_measured_on_a_gpu_is_judged_as_it_is_shipped(folder: Path) -
     document = read(folder)
     assert json.loads(json.dumps(judged(folder, document))) == json.loads((folder / "result.json").read_text())
     config = config_of(document)
+    max_model_len = config.engine_config(config.load_cost()).max_model_len
     for run in document["runs"]:
-        # The requests that were served are those that the prediction was made for.
         trace = folder / "traces" / run["name"]
         if trace.is_dir():
-            served = read_trace(trace, "measured").requests
-            prepared = Protocol(config, document["measure_s"], document["warmup_s"]).run(run["rate"], config.seed).workload.requests
-            for name in ("prompt_tokens", "output_tokens"):
-                assert (getattr(served, name) == getattr(prepared, name)).all()
+            requests = read_trace(trace, "measured").requests
+            num_requests = 2 * int(requests.request_id.astype(int).max())
+            traffic = generate(config.workload, config.seed, max_model_len=max_model_len, num_requests=num_requests)
+            served, asked = lengths(requests), lengths(traffic.requests).loc[requests.request_id]
+            # The requests that were served are those that the prediction was made for. How much of those that were under way when the
+            # run began was done then, the cost model of that time told.
+            assert (served.sum(axis=1) == asked.sum(axis=1)).all()
+            window = requests.arrival_ns / 1e9 >= run["window_s"][0]
+            assert (served[window] == asked[window]).all(axis=None)
             meta = read_meta(trace)
             assert {name: meta[name] for name in ENGINE} == {
                 "gpu": config.gpu.name, "model": config.model.name, "weights": config.opt.weights,
                 "kv_cache_dtype": config.opt.kv_cache_dtype, "tensor_parallel_size": config.tensor_parallel_size,
             }  # fmt: skip
+
+
+def lengths(requests: RequestTable) -> pd.DataFrame:
+    """By request."""
+    return pd.DataFrame({"prompt": requests.prompt_tokens, "output": requests.output_tokens}, index=requests.request_id)
 
 
 def test_without_runs_there_is_nothing_to_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
