@@ -132,7 +132,7 @@ def test_a_plan_counts_on_the_drafts(speculative_artifact: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["opt=draft_model"], "no cost model for .*-draft_model-k3; measured of h100-sxm"),
+        (["opt=draft_model", "opt.speculative.num_speculative_tokens=5"], "no cost model for .*-draft_model-k5; measured of h100-sxm"),
         (["opt=eagle3", "opt.speculative.num_speculative_tokens=5"], "-eagle3-k5; measured"),
         (["opt=ngram", "cost_model=ARTIFACT"], "measured with eagle3-k3, opt has ngram-k3"),
         (["cost_model=ARTIFACT"], "measured with eagle3-k3, opt has none"),

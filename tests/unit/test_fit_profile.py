@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from profiler.fit_profile import after_of, fit_profile, main, service_of
+from profiler.points import Point
 from profiler.profiled import LONG_PROMPT_TOKENS, from_raw
 from profiler.raw import Raw
 from simulator.artifacts.artifact import Artifact
@@ -39,6 +40,9 @@ def gpu_ns(batch: int, context: int, chunk: int, mode: str) -> float:
     return products + 3e4 * batch + 40 * batch * context + 0.6 * chunk * (chunk + 1) / 2 + (1e6 if chunk and mode == "NONE" else 0)
 
 
+TOGETHER = "mixed 8×1024+1×1024@0"
+
+
 def row(batch: int, context: int, chunk: int, *, held: bool) -> dict[str, object]:
     mode = "FULL" if not chunk else "PIECEWISE" if batch + chunk <= 512 else "NONE"
     kind = "mixed" if batch and chunk else "prefill" if chunk else "decode"
@@ -47,7 +51,8 @@ def row(batch: int, context: int, chunk: int, *, held: bool) -> dict[str, object
     seen = held or not chunk
     gaps_ns = 0.0 if seen else PREPARE_NS
     return {
-        "point": f"{kind} {batch}×{context}+{chunk}", "kind": kind, "graph_mode": mode, "padded_tokens": batch + chunk,
+        "point": Point(kind, batch, context, num_chunks=int(chunk > 0), chunk=chunk).name,
+        "kind": kind, "graph_mode": mode, "padded_tokens": batch + chunk,
         "prefill_seqs": int(chunk > 0), "prefill_tokens": chunk, "prefill_context_tokens": chunk, "prefill_attention_tokens": chunk * chunk,
         "decode_seqs": batch, "decode_context_tokens": batch * context, "decode_context_max_tokens": context * (batch > 0),
         "verify_tokens": 0,
@@ -138,9 +143,9 @@ def test_rows_with_gaps_count_for_the_launch_only(profile: Path) -> None:
 def test_decodes_beside_long_prompts_are_left_out(profile: Path) -> None:
     steps = pd.read_csv(profile / "steps.csv.gz")
     for chunk, kept in ((LONG_PROMPT_TOKENS, True), (LONG_PROMPT_TOKENS + 1, False)):
-        beside = pd.DataFrame([row(8, 1024, chunk, held=True), row(8, 1024, 0, held=True)]).assign(point="together")
+        beside = pd.DataFrame([row(8, 1024, chunk, held=True), row(8, 1024, 0, held=True)]).assign(point=TOGETHER)
         pd.concat([steps, beside]).to_csv(profile / "steps.csv.gz", index=False)
-        kinds = from_raw(Raw.read(profile)).table.set_index("point").loc[["together"], "kind"]
+        kinds = from_raw(Raw.read(profile)).table.set_index("point").loc[[TOGETHER], "kind"]
         assert ("decode" in kinds.tolist()) is kept
 
 

@@ -12,6 +12,7 @@ from simulator.config import load
 from simulator.errors import UserError
 from simulator.simulate import simulate
 from simulator.speculation import Acceptance
+from simulator.step.steplog import ROW
 from tests.support.services import random_speculative_scenario
 
 EAGLE = ["model=r1-distill-qwen-7b", "gpu=h100-sxm", "opt=eagle3"]
@@ -34,7 +35,7 @@ def test_a_pool_without_drafts_serves_beside_one_with_them() -> None:
     scenario = random_speculative_scenario(20_002)
     plain = Group("plain", scenario.engine.model_copy(update={"speculative": None}), scenario.cost, 1)
     result = simulate(replace(scenario, num_replicas=1, others=(plain,), router="round_robin", horizon_s=None))
-    verified = [int(log.rows[:, -1].sum()) for log in result.logs]
+    verified = [int(log.rows[:, ROW.index("verify_tokens")].sum()) for log in result.logs]
     assert verified[0] > 0
     assert verified[1] == 0
     assert (result.emitted_tokens == result.requests.output_tokens).all()
