@@ -50,13 +50,15 @@ class Attention(BaseModel):
         groups, heads = self.multiprocessors // together, self.kv_heads // together
         longest = -(-11 * total * heads // (10 * groups))
         busy = [0] * groups
-        for piece in blocks if heads == 1 and max(blocks) <= longest else _pieces(blocks, longest, heads):
+        for piece in _pieces(blocks, longest, heads):
             heapreplace(busy, busy[0] + piece)
         return SHARES * (max(busy) * groups - total * heads) // (total * heads)
 
 
 def _pieces(blocks: list[int], longest: int, heads: int) -> list[int]:
     """Each head of each sequence, in parts where that is longer than `longest`."""
+    if max(blocks) <= longest:
+        return [length for length in blocks for _ in range(heads)] if heads > 1 else blocks
     pieces: list[int] = []
     for length in blocks:
         splits = 1 if length <= longest else min(-(-length // longest), MOST_SPLITS)
