@@ -13,11 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from heapq import heapreplace
 from math import gcd
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-BLOCK = 128
-"""Tokens of a sequence that are read at a time."""
 MOST_SPLITS = 32
 """`flash_attn_max_num_splits_for_cuda_graph` (vLLM 0.26 `config/attention.py`)."""
 SHARES = 1024
@@ -29,6 +28,9 @@ class Attention(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    block_tokens: ClassVar[int] = 128
+    """Tokens of a sequence that are read at a time."""
+
     kv_heads: int = Field(ge=1)
     """Heads of keys and values on one GPU."""
     multiprocessors: int = Field(ge=1)
@@ -38,18 +40,27 @@ class Attention(BaseModel):
 
         `contexts`: tokens, in the batch's order.
         """
-        blocks = [-(-context // BLOCK) for context in contexts]
+        block_tokens = self.block_tokens
+        blocks = [-(-context // block_tokens) for context in contexts]
         total = sum(blocks)
         if not total:
             return 0
         # Multiprocessors that always become free together are one: what they read at the same time is equally long.
         together = gcd(self.multiprocessors, self.kv_heads)
-        groups, pieces = self.multiprocessors // together, self.kv_heads // together
-        longest = -(-11 * total * pieces // (10 * groups))
+        groups, heads = self.multiprocessors // together, self.kv_heads // together
+        longest = -(-11 * total * heads // (10 * groups))
         busy = [0] * groups
-        for length in blocks:
-            splits = min(-(-length // longest), MOST_SPLITS)
-            piece = -(-length // splits)
-            for _ in range(splits * pieces):
-                heapreplace(busy, busy[0] + piece)
-        return SHARES * (max(busy) * groups - total * pieces) // (total * pieces)
+        for piece in _pieces(blocks, longest, heads):
+            heapreplace(busy, busy[0] + piece)
+        return SHARES * (max(busy) * groups - total * heads) // (total * heads)
+
+
+def _pieces(blocks: list[int], longest: int, heads: int) -> list[int]:
+    """Each head of each sequence, in parts where that is longer than `longest`."""
+    if max(blocks) <= longest:
+        return [length for length in blocks for _ in range(heads)] if heads > 1 else blocks
+    pieces: list[int] = []
+    for length in blocks:
+        splits = 1 if length <= longest else min(-(-length // longest), MOST_SPLITS)
+        pieces += [-(-length // splits)] * (splits * heads)
+    return pieces

@@ -135,6 +135,8 @@ def test_the_sample_holds_every_rule() -> None:
         preempted = f"preemptions, {plain.engine.scheduling_policy}, async {plain.engine.async_scheduling}"
         counts[preempted] += sum(request.preemptions for request in plain.requests)
         counts.update(plain.counts)
+        counts["batches whose attention was looked at"] += plain.attention.looks
+        counts["batches that changed too soon for a look"] += plain.attention.spared
     at_least = {f"preemptions, {policy}, async {mode}": 400 for policy in ("fcfs", "priority") for mode in (True, False)} | {
         "self-preemptions": 500,
         "resumed": 1000,
@@ -146,5 +148,7 @@ def test_the_sample_holds_every_rule() -> None:
         "refunds": 30,
         "finished after their preemption": 20,
         "requests passed over after a preemption": 4,
+        "batches whose attention was looked at": 3_000,
+        "batches that changed too soon for a look": 40,
     }
     assert {name: counts[name] for name, least in at_least.items() if counts[name] < least} == {}

@@ -81,6 +81,8 @@ def test_the_sample_holds_every_rule() -> None:
         preempted = f"preemptions, {plain.engine.scheduling_policy}, {plain.engine.speculative.method}"
         counts[preempted] += sum(request.preemptions for request in plain.requests)
         counts.update(plain.counts)
+        counts["batches whose attention was looked at"] += plain.attention.looks
+        counts["batches that changed too soon for a look"] += plain.attention.spared
     at_least = {
         "drafts accepted": 5000,
         "drafts rejected": 5000,
@@ -89,6 +91,8 @@ def test_the_sample_holds_every_rule() -> None:
         "outputs ended amid accepted drafts": 200,
         "finished after their preemption": 5,
         "wasted rows": 200,
+        "batches whose attention was looked at": 3_000,
+        "batches that changed too soon for a look": 15,
     }
     for method in ("ngram", "draft_model", "eagle3"):
         at_least |= {f"preemptions, fcfs, {method}": 10, f"preemptions, priority, {method}": 10}

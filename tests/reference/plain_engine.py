@@ -15,6 +15,7 @@ from simulator.features import StepFeatures
 from simulator.policies.policy import VLLM, Policy
 from simulator.request import RequestTable
 from simulator.speculation import Drafting
+from tests.reference.plain_attention import PlainAttention
 from tests.reference.plain_cache import PlainCache, spell_out
 from tests.reference.plain_request import Request, Row, Step
 
@@ -48,6 +49,7 @@ class PlainEngine:
         self.cache = PlainCache(engine.num_gpu_blocks - 1, engine.block_size, enable_caching=engine.enable_prefix_caching, use_eagle=eagle)
         if engine.enable_prefix_caching:
             spell_out(self.requests, table, self.cache)
+        self.attention = PlainAttention(cost.artifact.attention, verifies=drafting is not None)
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.queue: deque[Step] = deque()
@@ -64,9 +66,8 @@ class PlainEngine:
 
     def run(self) -> PlainEngine:
         """Until every request is finished."""
-        overheads = self.cost.artifact.overheads
+        overheads, inbox = self.cost.artifact.overheads, deque(self.requests)
         ingress_ns = overheads.ingress_ns
-        inbox = deque(self.requests)
         while any(request.status != "finished" for request in self.requests):
             while inbox and inbox[0].arrival_ns + ingress_ns <= self.now_ns:
                 self.enqueue(inbox.popleft())
@@ -76,8 +77,7 @@ class PlainEngine:
                 self.launch(step)
                 self.queue.append(step)
                 self.steps.append(step)
-            held = self.held_blocks
-            self.states.append((self.now_ns, held, len(self.running), len(self.waiting)))
+            self.states.append((self.now_ns, self.held_blocks, len(self.running), len(self.waiting)))
             if not self.queue:
                 self.now_ns = inbox[0].arrival_ns + ingress_ns
                 continue
@@ -120,6 +120,7 @@ class PlainEngine:
             verify_tokens=sum(row.drafts for row in step.rows if not row.prefill),
             padded_tokens=padded,
             graph_mode=mode,
+            decode_idle_tokens=self.attention.idle_tokens(len(self.steps), step, self.running),
         )
 
     # -- scheduler --------------------------------------------------------------------------------------------------

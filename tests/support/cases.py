@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
 from simulator.artifacts.artifact import Overheads, Regime
+from simulator.artifacts.attention import Attention
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.request import RequestTable
@@ -23,6 +25,12 @@ class Case:
     acceptance: Acceptance | None = None
 
 
+class FineAttention(Attention):
+    """So fine that contexts of a few dozen tokens are unequal."""
+
+    block_tokens: ClassVar[int] = 4
+
+
 def cost_model(
     gpu_ns: dict[str, float], launch_ns: dict[str, float] | None = None, lead_ns: dict[str, float] | None = None, **overheads: int
 ) -> CostModel:
@@ -37,7 +45,8 @@ def random_case(seed: int, max_requests: int = 40) -> Case:
     rng = np.random.default_rng(seed)
     cost = random_cost(rng)
     requests = random_requests(rng, int(rng.integers(4, max_requests + 1)), cost)
-    return Case(requests, random_engine(rng, requests), cost)
+    engine = random_engine(rng, requests)
+    return Case(requests, engine, attending(cost, rng) if rng.random() < 0.5 else cost)
 
 
 def random_requests(rng: np.random.Generator, n: int, cost: CostModel) -> RequestTable:
@@ -100,6 +109,15 @@ def random_cost(rng: np.random.Generator) -> CostModel:
     # The part of a launch before its first kernel; cut to the launch where it would be longer.
     lead_ns = {0: {}, 100: {"one": 300}, 700: {"one": 200, "decode_seqs": 40.25, "prefill_seqs": 2_000}}.get(times["egress_ns"], {})
     return cost_model(gpu_ns, launch_ns, lead_ns, **times)
+
+
+def attending(cost: CostModel, rng: np.random.Generator) -> CostModel:
+    """The same with a price for what multiprocessors wait for."""
+    artifact = cost.artifact
+    attention = FineAttention(kv_heads=int(rng.choice([1, 2, 4])), multiprocessors=int(rng.choice([3, 8, 12])))
+    idle_ns = {"decode_idle_tokens": float(rng.choice([0.91, 7.3]))}
+    step = {mode: regime.model_copy(update={"gpu_ns": regime.gpu_ns | idle_ns}) for mode, regime in artifact.step.items()}
+    return CostModel(artifact.model_copy(update={"step": step, "attention": attention}))
 
 
 def random_speculative_case(seed: int, max_requests: int = 40) -> Case:
