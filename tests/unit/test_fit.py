@@ -38,6 +38,7 @@ def features(k: int, seed: int = 1) -> StepFeatures:
         0 * context,
         padded,
         mode,
+        0 * context,
     )
 
 
