@@ -12,6 +12,7 @@ from simulator.clients.attempts import Outcome
 from simulator.kv import blocks_for
 from simulator.scheduler import Scheduler
 from simulator.simulate import Scenario, simulate
+from simulator.step.steplog import ROW
 from simulator.step.stepplan import StepPlan
 from tests.support.combined import cached, drafting
 from tests.support.fleets import split_scenario
@@ -89,7 +90,7 @@ def test_a_decode_replica_computes_a_prompt_again_only_after_a_preemption(scenar
 @given(speculative)
 def test_prompts_are_computed_without_drafts_and_answers_with_them(scenario: Scenario) -> None:
     result = simulate(scenario)
-    verified = np.array([log.rows[:, -1].sum() for log in result.logs], np.int64)
+    verified = np.array([log.rows[:, ROW.index("verify_tokens")].sum() for log in result.logs], np.int64)
     prefill = result.group == len(scenario.groups) - 1
     assert (verified[prefill] == 0).all()
     asked = result.emitted_tokens > 2 + scenario.engine.depth  # beyond the first tokens, which no drafts come before
