@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 # No deadline: a shared machine's speed is not what properties are about. In CI the same examples every time.
 settings.register_profile("howmanygpus", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("howmanygpus")
+
+# A shell's background jobs ignore Ctrl-C, and so would the commands that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
