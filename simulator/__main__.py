@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import textwrap
 from typing import NoReturn
 
 from simulator.config import Config, load
-from simulator.errors import UserError
+from simulator.errors import UserError, nobody_reads
 
 HELP = """\
 How many GPUs do I need to serve this reasoning model, for this traffic, within these latencies?
@@ -69,8 +68,7 @@ def main(arguments: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read the answer has seen enough; nothing may be flushed there at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nobody_reads()
     return 0
 
 

@@ -1,4 +1,7 @@
-"""The two ways a run ends early: the user's mistake, and ours."""
+"""How a run ends early: by the user's mistake, by ours, or because nobody reads on."""
+
+import os
+import sys
 
 
 class UserError(ValueError):
@@ -18,3 +21,8 @@ class NothingFitsError(UserError):
 
 class NotMeasuredError(UserError):
     """No cost model was measured for what was asked: for a comparison an answer."""
+
+
+def nobody_reads() -> None:
+    """After a `BrokenPipeError`: whoever read the answer has seen enough; nothing may be flushed there at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from simulator.compose import CONF, compose_file
 from simulator.config import Config, load
-from simulator.errors import NotMeasuredError, UserError
+from simulator.errors import NotMeasuredError, UserError, nobody_reads
 from simulator.workload import one_line
 from validation.compare import compare
 from validation.decided import all_decided
@@ -97,15 +97,19 @@ def main(arguments: list[str]) -> int:
     try:
         if arguments[:1] in (["decision"], ["import"]):
             print(_decide(arguments[1:]) if arguments[0] == "decision" else _import(arguments[1:]))
-            return 0
-        settings = Settings.load(arguments[1:] if predicting else arguments)
-        if predicting:
-            _predict(settings)
+        elif predicting:
+            _predict(Settings.load(arguments[1:]))
         else:
-            _compare(settings)
+            _compare(Settings.load(arguments))
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        nobody_reads()
     return 0
 
 
