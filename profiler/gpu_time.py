@@ -34,10 +34,16 @@ TERMS = (
 )
 """Terms of all graph modes, beside the table of padded sizes: the kernels are the same."""
 
-EAGER_ATTENTION = ("one", "decode_context_tokens", "decode_context_max_tokens[:1024]", "decode_seqs", "decode_seqs[64:]")
-"""Beside a prompt, decoding sequences are computed by attention kernels with large tiles: slower, and not split for short contexts."""
+BESIDE_A_PROMPT = "prefill_seqs[:1]"
+"""1 in steps with a prompt, else 0."""
 
-MODE_TERMS: Mapping[Mode, tuple[str, ...]] = {"none": EAGER_ATTENTION, "piecewise": EAGER_ATTENTION, "full": ()}
+BESIDE_PROMPTS = tuple(
+    f"{BESIDE_A_PROMPT}*{term}" for term in ("decode_context_tokens", "decode_context_max_tokens[:1024]", "decode_seqs", "decode_seqs[64:]")
+)
+"""Beside a prompt, decoding sequences are computed by attention kernels with large tiles: slower, and not split for short contexts.
+Batches beyond the captured sizes that only decode are not."""
+
+MODE_TERMS: Mapping[Mode, tuple[str, ...]] = {"none": ("one", *BESIDE_PROMPTS), "piecewise": ("one", *BESIDE_PROMPTS), "full": ()}
 
 
 def fit_gpu_time(rows: Profiled) -> StepTimeRegressor:

@@ -12,8 +12,8 @@ BATCHES = (1, 4, 16, 32, 64, 128, 256, 512, 768, 1024)
 CONTEXTS = (32, 1024, 4096, 8192, 16384, 32768)
 CHUNKS = (
     8, 16, 32, 64, 96, 128, 160, 192, 256, 272, 304, 320, 352, 384, 432, 464, 480, 496, 512,
-    521, 563, 606, 657, 709, 768, 830, 899, 971, 1024, 1136, 1273, 1330, 1556, 1687, 1821, 2048,
-    2493, 2917, 3414, 4096, 5470, 6401, 7490, 8192,
+    521, 541, 563, 584, 606, 631, 657, 683, 709, 738, 768, 799, 830, 864, 899, 935, 971, 998, 1024, 1080, 1136, 1204,
+    1273, 1330, 1440, 1556, 1621, 1687, 1754, 1821, 1934, 2048, 2270, 2493, 2917, 3414, 4096, 5470, 6401, 7490, 8192,
 )  # fmt: skip
 """Beyond the largest captured size a batch is not padded, and comes in any size: odd ones, for at round ones some kernels are a fifth
 faster. From 256 to 512, all captured sizes that mixed steps leave out: kernels change there from one to the next."""

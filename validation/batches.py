@@ -22,6 +22,9 @@ Int64 = NDArray[np.int64]
 WINDOW = 6
 """Steps whose times are summed: with one GPU, a step's time shows up in two gaps between results, in parts that change."""
 
+NEAR_PROMPTS = 3
+"""Steps before and after one with a prompt whose gaps hold parts of its time."""
+
 FEWEST_WINDOWS = 10
 """Of fewer no median is told."""
 
@@ -44,6 +47,8 @@ class BatchErrors:
     all_steps: WindowErrors
     with_prefill: WindowErrors | None
     """Windows in which a prompt was computed; None: there are too few to tell."""
+    single_steps: WindowErrors | None
+    """Windows of one step: those that decode, with none but their like within `NEAR_PROMPTS`; None: there are too few to tell."""
     token_time: float
     """Error of the mean gap between a sequence's tokens: gaps weighted with the sequences that decode in them."""
 
@@ -73,8 +78,9 @@ def batch_errors(
     sums = _window_sums(both)
     if len(sums) < FEWEST_WINDOWS:
         return None
-    mixed = sums[sums[:, 2] > 0]
-    return BatchErrors(_errors(sums), _errors(mixed) if len(mixed) >= FEWEST_WINDOWS else None, float(token_s[1] / token_s[0] - 1))
+    near = np.convolve(both[:, 2], np.ones(2 * NEAR_PROMPTS + 1), mode="same") > 0
+    single = both[~near & np.isfinite(both).all(axis=1)]
+    return BatchErrors(_errors(sums), _if_enough(sums[sums[:, 2] > 0]), _if_enough(single), float(token_s[1] / token_s[0] - 1))
 
 
 def first_of_runs(steps: pd.DataFrame, depth: int) -> NDArray[np.bool_]:
@@ -141,6 +147,10 @@ def _window_sums(rows: Float64) -> Float64:
         sums.append(rows[low : low + usable].reshape(-1, WINDOW, rows.shape[1]).sum(axis=1))
         low = high + 1
     return np.concatenate(sums)
+
+
+def _if_enough(sums: Float64) -> WindowErrors | None:
+    return _errors(sums) if len(sums) >= FEWEST_WINDOWS else None
 
 
 def _errors(sums: Float64) -> WindowErrors:

@@ -108,6 +108,8 @@ class Judged:
             )
             if batches.with_prefill:
                 windows += f" (with a prompt {percent(batches.with_prefill.signed_sum)}, {batches.with_prefill.median_abs:.2%})"
+            if batches.single_steps:
+                windows += f"; single decode steps away from prompts {batches.single_steps.median_abs:.2%}"
             lines.append(f"  cost model on the measured batches     a token's time {percent(batches.token_time)}; {windows}")
         if scheduler := self.split.scheduler:
             told = ", ".join(f"{label} {percent(scheduler.errors[name]['mean'])}" for label, name in REPEATED)

@@ -112,6 +112,9 @@ def test_a_cost_model_that_is_too_fast_is_found_to_be(slower: tuple[Comparison, 
     assert errors.all_steps.median_abs == pytest.approx(1 - 1 / SLOWER, abs=0.002)
     assert errors.with_prefill is not None
     assert errors.with_prefill.windows < errors.all_steps.windows
+    assert errors.single_steps is not None
+    assert errors.single_steps.windows > errors.all_steps.windows
+    assert errors.single_steps.median_abs == pytest.approx(1 - 1 / SLOWER, abs=0.002)
 
 
 def test_a_scheduler_without_error_has_none_on_measured_durations(slower: tuple[Comparison, Split]) -> None:
