@@ -102,7 +102,7 @@ class Setting:
 
     def step_s(self, batch: int) -> float:
         """The same step as served, seconds: where launching takes the engine's thread longer, the GPU waits for it."""
-        launch_ns = self.cost.launch_ns(self._decode(batch))[1] + self.cost.artifact.overheads.schedule_ns
+        launch_ns = self.cost.launch(self._decode(batch)).turn_ns + self.cost.artifact.overheads.schedule_ns
         return max(self.decode_s(batch), launch_ns / 1e9)
 
     def _decode(self, batch: int) -> StepFeatures:

@@ -30,7 +30,7 @@ from profiler.fit import MODES, Mode, StepTimeRegressor, feature_domain
 from profiler.gpu_time import fit_gpu_time
 from profiler.idle import attention_of
 from profiler.judge import error_rows, left_out, residuals
-from profiler.launch_time import launch_regimes, launches_in_engine
+from profiler.launch_time import Launching, launch_regimes, launches_in_engine
 from profiler.options import aliases
 from profiler.profiled import Profiled, from_raw
 from profiler.raw import Raw, after_of
@@ -126,13 +126,11 @@ def _regimes(model: StepTimeRegressor, profile: Profiled, in_service: Service) -
     launches = launch_regimes(profile, in_service.launch_ratio)
     spreads = in_service.launch_spread if launches_in_engine(profile) else {}
     # A mode that this engine never runs (all but `none`, when eager) takes the launches of one that it does.
-    some = next(iter(launches.values()), ({}, {}))
+    some = next(iter(launches.values()), Launching({}, {}, {}))
     regimes = {}
     for mode in MODES:
-        launch_ns, lead_ns = launches.get(mode, some)
-        regimes[mode] = Regime(
-            gpu_ns=gpu[mode].gpu_ns, launch_ns=_rounded(launch_ns), lead_ns=_rounded(lead_ns), launch_spread=spreads.get(mode, [])
-        )
+        launching = {f"{name}_ns": _rounded(coefficients) for name, coefficients in launches.get(mode, some)._asdict().items()}
+        regimes[mode] = Regime(gpu_ns=gpu[mode].gpu_ns, **launching, launch_spread=spreads.get(mode, []))
     return regimes
 
 
@@ -179,9 +177,10 @@ def _report(artifact: Artifact, gaps: int) -> str:
     lines += [f"{r.judged_on:{width}}  {r.n:6,} {r.median_abs:7.2%} {r.p90_abs:7.2%} {r.signed_mean:+7.2%}" for r in artifact.error]
     if gaps:
         lines.append(f"{gaps} rows left out: the GPU was never seen without gaps in them")
-    for clock in ("launch_ns", "lead_ns"):
+    for clock in ("launch_ns", "lead_ns", "hand_over_ns"):
         for mode, regime in artifact.step.items():
-            lines.append(f"{mode}, {clock}: " + " + ".join(f"{value:,.6g} {term}" for term, value in getattr(regime, clock).items()))
+            if coefficients := getattr(regime, clock):
+                lines.append(f"{mode}, {clock}: " + " + ".join(f"{value:,.6g} {term}" for term, value in coefficients.items()))
     ways = artifact.overheads
     lines.append(
         f"from the client {ways.ingress_ns / 1e6:.2f} ms, to the client {ways.egress_ns / 1e6:.2f} ms"

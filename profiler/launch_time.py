@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,35 +16,46 @@ SCHEDULE_TERMS = ("one", "decode_seqs")
 Coefficients = dict[str, float]
 
 
+class Launching(NamedTuple):
+    """Nanoseconds by term, of one graph mode: the fields of `Regime` without their `_ns`."""
+
+    launch: Coefficients
+    lead: Coefficients
+    hand_over: Coefficients
+
+
 def launches_in_engine(profile: Profiled) -> bool:
     """Whether the thread that schedules also launches, and goes on to the next step meanwhile."""
     return bool(profile.meta["engine"]["async_scheduling"]) and profile.meta["tensor_parallel_size"] == 1
 
 
-def launch_regimes(profile: Profiled, in_service: Mapping[Mode, float] | None = None) -> dict[Mode, tuple[Coefficients, Coefficients]]:
-    """(launch, lead) of each graph mode, nanoseconds by term; modes that were not measured are left out.
+def launch_regimes(profile: Profiled, in_service: Mapping[Mode, float] | None = None) -> dict[Mode, Launching]:
+    """How each graph mode is launched; modes that were not measured are left out.
 
     A launch is everything that the thread does between two results: the earlier one handled, a batch chosen, its inputs prepared,
-    its kernels launched. The lead is the part before the first kernel. With several GPUs other processes launch, and this thread
-    chooses and handles only; and without asynchronous scheduling a launch ends with the wait for the GPU: there, it is all that
-    the thread does between two steps.
+    its kernels launched. The lead is the part before the first kernel. With several GPUs other processes prepare and launch, and this
+    thread hands over what it chose. Without asynchronous scheduling a launch ends with the wait for the GPU: there, it is all that the
+    thread does between two steps.
 
     `in_service`: by graph mode, how many times as long the launching thread takes in service (`profiler.service`).
     """
-    found: dict[Mode, tuple[Coefficients, Coefficients]] = {}
+    found: dict[Mode, Launching] = {}
     between = _between(profile)
     for name, mode in MODES.items():
         rows = profile.take((profile.table["graph_mode"] == int(mode)).to_numpy() & profile.table["launch_ns"].notna().to_numpy())
         if not len(rows.table):
             continue
         around = between or _fit(rows, "cpu_ns", SCHEDULE_TERMS)
-        if not launches_in_engine(profile):
-            found[name] = (around, around)
+        if not profile.meta["engine"]["async_scheduling"]:
+            found[name] = Launching(around, around, {})
             continue
         launch = _fit(rows, "launch_ns", TERMS)
-        lead_ns = min(profile.prepare_ns or 0.0, float(rows.table["launch_ns"].median()))
-        ratio = (in_service or {}).get(name, 1.0)
-        found[name] = (_times(ratio, _sum(launch, around)), _times(ratio, _sum(around, {"one": lead_ns})))
+        lead = {"one": min(profile.prepare_ns or 0.0, float(rows.table["launch_ns"].median()))}
+        if launches_in_engine(profile):
+            ratio = (in_service or {}).get(name, 1.0)
+            found[name] = Launching(_times(ratio, _sum(launch, around)), _times(ratio, _sum(around, lead)), {})
+        else:
+            found[name] = Launching(launch, lead, around)
     return found
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LinearRegression
 
 from profiler.fit import MODES, Mode
-from profiler.launch_time import Coefficients, launch_regimes
+from profiler.launch_time import Launching, launch_regimes
 from profiler.profiled import from_raw
 from profiler.raw import Raw
 from profiler.steps import Replay, replay
@@ -55,7 +55,7 @@ class Service:
 class _Calibration:
     trace: Trace
     replayed: Replay
-    launches: Mapping[Mode, tuple[Coefficients, Coefficients]]
+    launches: Mapping[Mode, Launching]
     """Of its engine's own profile."""
 
 
@@ -105,8 +105,9 @@ def _launches(calibrations: list[_Calibration], mode: Mode) -> tuple[Float64, Fl
         features = calibration.replayed.features
         turn_ns = _turns_ns(calibration.trace, calibration.replayed)
         rows = (np.asarray(features.graph_mode) == int(MODES[mode])) & np.isfinite(turn_ns)
-        launch_ns, _ = calibration.launches.get(mode, ({}, {}))
-        if launch_ns:
+        launching = calibration.launches.get(mode)
+        if launching is not None:
+            launch_ns = launching.launch
             served.append(turn_ns[rows])
             profiled.append((design_matrix(tuple(launch_ns), features) @ np.array(list(launch_ns.values())))[rows])
     return np.concatenate(served), np.concatenate(profiled)

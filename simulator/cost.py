@@ -15,6 +15,7 @@ from simulator.artifacts.artifact import Artifact, Logits, Memory, Overheads, Pr
 from simulator.engine import GraphMode
 from simulator.errors import UserError
 from simulator.features import TABLED, Column, StepFeatures, Term
+from simulator.step.clock import Launch
 
 
 class _Sum:
@@ -81,6 +82,8 @@ class CostModel:
         self._gpu = [_Sum(_added(artifact.step[_mode_name(mode)].gpu_ns, sampling)) for mode in GraphMode]
         self._launch = [_Sum(artifact.step[_mode_name(mode)].launch_ns) for mode in GraphMode]
         self._lead = [_Sum(artifact.step[_mode_name(mode)].lead_ns) for mode in GraphMode]
+        self._hand_over = [_Sum(artifact.step[_mode_name(mode)].hand_over_ns) for mode in GraphMode]
+        self._hands_over = any(regime.hand_over_ns for regime in artifact.step.values())
         self._spread = [artifact.step[_mode_name(mode)].launch_spread for mode in GraphMode]
         self._still_cache: list[dict[tuple[int, int], float]] = [{} for _ in GraphMode]
 
@@ -127,8 +130,8 @@ class CostModel:
         sums = self._gpu[mode]
         return _whole_ns(sums.total_ns(features, self._still(features)))
 
-    def launch_ns(self, features: StepFeatures, chance: float | None = None) -> tuple[int, int]:
-        """(time until the first kernel, time that the launching thread needs), whole nanoseconds; the first is a part of the second.
+    def launch(self, features: StepFeatures, chance: float | None = None) -> Launch:
+        """What it takes to launch a step, whole nanoseconds; the time until the first kernel is a part of the launch's.
 
         The same for all steps of a steady decode. `features` are those of one step; `chance`, of [0, 1): how slow a launch of a step
         with a prompt is among its like; None: as slow as the mean.
@@ -141,7 +144,9 @@ class CostModel:
             below = int(at)
             times = spread[below] + (at - below) * (spread[below + 1] - spread[below])
             launch_ns, lead_ns = times * launch_ns, times * lead_ns
-        return min(round(lead_ns), round(launch_ns)), round(launch_ns)
+        whole_ns, hand_over = round(launch_ns), self._hand_over[features.graph_mode]
+        hand_over_ns = round(hand_over.total_ns(features, hand_over.still_ns(features))) if self._hands_over else None
+        return Launch(min(round(lead_ns), whole_ns), whole_ns, hand_over_ns)
 
     def _still(self, features: StepFeatures) -> Column:
         """The part that does not move; remembered for uniform decode, where only batch and padding enter."""

@@ -23,7 +23,7 @@ from simulator.snapshot import Snapshot
 from simulator.speculation import Drafting
 from simulator.step import occupancy
 from simulator.step.chance import chance
-from simulator.step.clock import EngineClock, steady_ends
+from simulator.step.clock import EngineClock, Launch, steady_ends
 from simulator.step.events import STEP_END, Instant
 from simulator.step.idle import IdleShare
 from simulator.step.sequence import NEVER, Sequence
@@ -92,7 +92,7 @@ class Replica:
         self._gpu_ns = _UPTO[:0]
         self._cut = 0
         self._reach = SHORTEST_REACH
-        self._lead_ns = self._launch_ns = 0
+        self._launching = Launch(0, 0)
         self._timer = simpy.Event(env)
         self._idle = True
         self._failed = False
@@ -254,31 +254,30 @@ class Replica:
         features = plan.features(self.engine)
         gpu_ns = self.cost.gpu_ns(features)
         luck = chance(self._seed, self.index, plan.step) if plan.chunks else None
-        self._lead_ns, self._launch_ns = self.cost.launch_ns(features, luck)
+        self._launching = self.cost.launch(features, luck)
         self.busy_ns += gpu_ns
-        plan.gpu_end_ns = self.clock.launch(now_ns, gpu_ns, self._launch_ns, self._lead_ns)
+        plan.gpu_end_ns = self.clock.launch(now_ns, gpu_ns, self._launching)
 
     def _run_stretch(self, now_ns: int) -> None:
         """Finds out when the steps end that nothing but an arrival can disturb."""
         plans, scheduler = self.scheduler.in_flight, self.scheduler
         first_ns = max(plans[0].gpu_end_ns, self.clock.cpu_free_ns, now_ns)
         steps = 1 if self.stride == 1 else scheduler.stable_steps(min(self._reach, self.stride))
-        self._cut = steps
-        if steps == 1:
-            self._ends = [first_ns]
-            self._gpu_ends = [plans[-1].gpu_end_ns]
-            return
         plan = plans[-1]
+        self._cut, self._ends, self._gpu_ends = 1, [first_ns], [plan.gpu_end_ns]
+        if steps == 1:
+            return
         if isinstance(scheduler, VerifyScheduler):
             gpu_ns = self._verifying_gpu_ns(steps - 1, plan, *scheduler.contexts_ahead(steps - 1))
         else:
             batch = plan.decode_seqs, plan.intercept_sum, plan.intercept_max, plan.idle_share
             gpu_ns = self._steady_gpu_ns(plan.step + 1, steps - 1, *batch)
-        self._gpu_ns = gpu_ns
-        schedule_ns = self.clock.schedule_ns
-        self._ends, self._gpu_ends = steady_ends(
-            self.engine.depth, first_ns, plan.gpu_end_ns, gpu_ns, schedule_ns + self._lead_ns, schedule_ns + self._launch_ns
-        )
+        depth, launch = self.engine.depth, self._launching
+        if depth == 2 and not self.clock.keeps_up(first_ns, plan.gpu_end_ns, gpu_ns, launch):
+            self._reach = SHORTEST_REACH
+            return
+        self._cut, self._gpu_ns = steps, gpu_ns
+        self._ends, self._gpu_ends = steady_ends(depth, first_ns, plan.gpu_end_ns, gpu_ns, *self.clock.after_result(launch))
         if self._inbox and scheduler.heeds_arrivals():
             self._cut = self._steps_until(self._inbox[0].visible_from_ns)
         if self._aborts:
@@ -311,9 +310,8 @@ class Replica:
         depth = self.engine.depth
         gpu_ns = self._steady_gpu_ns(first_step + depth, steps - 1, seqs, intercept_sum, intercept_max, idle)
         padded, mode = self.engine.graphs.pad(seqs, True)
-        lead_ns, launch_ns = self.cost.launch_ns(StepFeatures(decode_seqs=seqs, padded_tokens=padded, graph_mode=mode))
-        schedule_ns = self.clock.schedule_ns
-        ends, _ = steady_ends(depth, first_ns, next_gpu_end_ns, gpu_ns, schedule_ns + lead_ns, schedule_ns + launch_ns)
+        launch = self.cost.launch(StepFeatures(decode_seqs=seqs, padded_tokens=padded, graph_mode=mode))
+        ends, _ = steady_ends(depth, first_ns, next_gpu_end_ns, gpu_ns, *self.clock.after_result(launch))
         return np.asarray(ends)
 
     def _log_steps(self, plan: StepPlan, steps: int) -> None:
@@ -390,9 +388,7 @@ class Replica:
         """Brings the clocks to where `steps` single steps would have left them."""
         self._reach = min(max(2 * steps, SHORTEST_REACH), LONGEST_REACH)
         gpu_end_ns = int(self._gpu_ends[steps - 1])
-        clock = self.clock
-        clock.gpu_free_ns = gpu_end_ns
-        clock.cpu_free_ns = int(self._ends[steps - 2]) + clock.schedule_ns + self._launch_ns
+        self.clock.passed(int(self._ends[steps - 2]), gpu_end_ns, self._launching)
         for plan in self.scheduler.in_flight:
             plan.gpu_end_ns = gpu_end_ns
         # GPU time of the steps launched on the way

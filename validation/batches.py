@@ -130,8 +130,7 @@ def _predicted_ends_s(
             now_ns = round(schedule_s[step] * NS_PER_S)
         elif step - start >= engine.depth:
             now_ns = int(handled_ns[step - engine.depth])
-        lead_ns, launch_ns = cost.launch_ns(its)
-        gpu_end_ns = clock.launch(now_ns, int(cost.gpu_ns(its)), launch_ns, lead_ns)
+        gpu_end_ns = clock.launch(now_ns, int(cost.gpu_ns(its)), cost.launch(its))
         # The step before is handled once the thread has launched this one.
         if engine.depth == 2 and step > start:
             handled_ns[step - 1] = max(handled_ns[step - 1], clock.cpu_free_ns)

@@ -12,6 +12,7 @@ from simulator.artifacts.artifact import Overheads
 from simulator.cost import CostModel
 from simulator.features import StepFeatures
 from simulator.simulate import Result, simulate
+from simulator.step.clock import Launch
 from simulator.workload.base import NS_PER_S
 from validation.batches import first_of_runs
 from validation.replay import Replay
@@ -49,10 +50,10 @@ class MeasuredSteps(CostModel):
         self.same += int(tuple(self.composition[step]) == wanted)
         return int(self.duration_ns[step])
 
-    def launch_ns(self, features: StepFeatures, chance: float | None = None) -> tuple[int, int]:
+    def launch(self, features: StepFeatures, chance: float | None = None) -> Launch:
         """None of its own: it is part of what was measured."""
         del features, chance
-        return 0, 0
+        return Launch(0, 0)
 
 
 @dataclass(frozen=True, eq=False)

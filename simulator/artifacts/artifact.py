@@ -33,13 +33,16 @@ def _check(coefficients: dict[str, float]) -> dict[str, float]:
 
 
 class Regime(Strict):
-    """Coefficients of one graph mode: nanoseconds by term, on the GPU and on the thread that launches."""
+    """Coefficients of one graph mode: nanoseconds by term, on the GPU, and on the thread or the process that launches."""
 
     gpu_ns: dict[str, float]
     launch_ns: dict[str, float] = {}
-    """What the thread does for a step: results before it handled, batch chosen, inputs prepared, kernels launched."""
+    """What the launching thread does for a step: results before it handled, batch chosen, inputs prepared, kernels launched."""
     lead_ns: dict[str, float] = {}
     """Of that, the time before the first kernel, for which a GPU without other work waits."""
+    hand_over_ns: dict[str, float] = {}
+    """Where workers launch, processes of their own (several GPUs): what the engine's thread does before they have the step, which is no
+    part of the launch then. Empty: the thread launches itself."""
     launch_spread: list[float] = []
     """How many times as long the launch of a step with a prompt takes as the two say: quantiles at even distances, the least and the
     greatest included, of mean 1. Empty: always as they say."""
@@ -51,7 +54,7 @@ class Regime(Strict):
             raise ValueError("launch_spread must be two or more positive quantiles in order")
         return quantiles
 
-    @field_validator("gpu_ns", "launch_ns", "lead_ns")
+    @field_validator("gpu_ns", "launch_ns", "lead_ns", "hand_over_ns")
     @classmethod
     def _physical(cls, coefficients: dict[str, float]) -> dict[str, float]:
         return _check(coefficients)

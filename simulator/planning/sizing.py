@@ -21,6 +21,7 @@ from simulator.metrics import Latency
 from simulator.planning.slo import Slo, Slos
 from simulator.reporting.wording import duration, slo_label
 from simulator.request import RequestTable
+from simulator.step.clock import EngineClock
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -96,10 +97,12 @@ class Demand:
             graph_mode=mode,
         )
         overheads = self.cost.artifact.overheads
-        lead_ns, launch_ns = self.cost.launch_ns(features)
-        gpu_ns, lead_ns, cpu_ns = int(self.cost.gpu_ns(features)), overheads.schedule_ns + lead_ns, overheads.schedule_ns + launch_ns
-        # With two steps in flight the shorter of GPU and CPU hides behind the longer.
-        step_ns = max(gpu_ns, cpu_ns) if self.engine.depth == 2 else max(gpu_ns + lead_ns, cpu_ns)
+        launch, gpu_ns = self.cost.launch(features), int(self.cost.gpu_ns(features))
+        if self.engine.depth == 2:  # the shorter of GPU and CPU hides behind the longer
+            step_ns = max(gpu_ns, overheads.schedule_ns + launch.turn_ns)
+        else:
+            lead_ns, cpu_ns = EngineClock(overheads.schedule_ns).after_result(launch)
+            step_ns = max(gpu_ns + lead_ns, cpu_ns)
         return step_ns / self.tokens_per_step
 
     @cached_property

@@ -1,13 +1,30 @@
-"""An engine has two clocks: the thread that schedules, launches and handles outputs, and the GPU."""
+"""An engine has two clocks: the thread that schedules, launches and handles outputs, and the GPU. With several GPUs, workers launch."""
 
 from __future__ import annotations
 
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Int64 = NDArray[np.int64]
+
+
+class Launch(NamedTuple):
+    """How a step comes to the GPU, integer nanoseconds."""
+
+    lead_ns: int
+    """From its launch's begin to the first kernel, …"""
+    launch_ns: int
+    """… and to its end."""
+    hand_over_ns: int | None = None
+    """What the thread that schedules does before other processes can begin to launch the step; None: it launches itself."""
+
+    @property
+    def turn_ns(self) -> int:
+        """From one step to the next, at least."""
+        return max(self.launch_ns, self.hand_over_ns or 0)
 
 
 class EngineClock:
@@ -17,21 +34,54 @@ class EngineClock:
     work when both the launch has come to its first kernel (`lead_ns`) and the step before it is done, and it cannot be over before
     its launch is. A result is handled once its GPU work is done and the thread has finished the launch it was busy with. Source: vLLM 0.26
     `v1/engine/core.py` `step_with_batch_queue`, where one thread launches step N+1 before it waits for step N.
+
+    With several GPUs the thread only hands the batch over, and is free; the workers launch one step after another (vLLM 0.26
+    `v1/executor/multiproc_executor.py` `worker_busy_loop`).
     """
 
-    __slots__ = ("cpu_free_ns", "gpu_free_ns", "schedule_ns")
+    __slots__ = ("cpu_free_ns", "gpu_free_ns", "launched_ns", "schedule_ns")
 
     def __init__(self, schedule_ns: int) -> None:
         self.schedule_ns = schedule_ns
         self.cpu_free_ns = 0
         self.gpu_free_ns = 0
+        self.launched_ns = 0
+        """When the last launch ends."""
 
-    def launch(self, now_ns: int, gpu_ns: int, launch_ns: int, lead_ns: int) -> int:
+    def launch(self, now_ns: int, gpu_ns: int, launch: Launch) -> int:
         """Launches a step that was chosen at `now_ns`; returns when its GPU work ends."""
+        lead_ns, launch_ns, hand_over_ns = launch
         start_ns = max(now_ns, self.cpu_free_ns) + self.schedule_ns
-        self.cpu_free_ns = start_ns + launch_ns
-        self.gpu_free_ns = max(max(self.gpu_free_ns, start_ns + lead_ns) + gpu_ns, self.cpu_free_ns)
+        if hand_over_ns is None:
+            self.cpu_free_ns = self.launched_ns = start_ns + launch_ns
+        else:
+            self.cpu_free_ns = start_ns + hand_over_ns
+            start_ns = max(self.cpu_free_ns, self.launched_ns)
+            self.launched_ns = start_ns + launch_ns
+        self.gpu_free_ns = max(max(self.gpu_free_ns, start_ns + lead_ns) + gpu_ns, self.launched_ns)
         return self.gpu_free_ns
+
+    def after_result(self, launch: Launch) -> tuple[int, int]:
+        """(lead, launch): from a result to the first kernel of the step that is launched then, and to the end of its launch."""
+        ready_ns = self.schedule_ns + (launch.hand_over_ns or 0)
+        return ready_ns + launch.lead_ns, ready_ns + launch.launch_ns
+
+    def keeps_up(self, first_ns: int, next_gpu_end_ns: int, gpu_ns: Int64, launch: Launch) -> bool:
+        """Whether `steady_ends` holds: workers may still launch a step when they are handed the next, and then it does not.
+
+        `first_ns`, `next_gpu_end_ns` and `gpu_ns` are its arguments, two steps in flight.
+        """
+        if launch.hand_over_ns is None:
+            return True
+        _, cpu_ns = self.after_result(launch)
+        begin_ns = max(first_ns + cpu_ns - launch.launch_ns, self.launched_ns)
+        return begin_ns + launch.launch_ns <= next_gpu_end_ns and cpu_ns <= int(gpu_ns.min())
+
+    def passed(self, last_end_ns: int, gpu_end_ns: int, launch: Launch) -> None:
+        """Steps of `steady_ends` went by: the last but one result came at `last_end_ns`, the GPU is busy until `gpu_end_ns`."""
+        self.gpu_free_ns = gpu_end_ns
+        self.launched_ns = last_end_ns + self.after_result(launch)[1]
+        self.cpu_free_ns = self.launched_ns if launch.hand_over_ns is None else self.launched_ns - launch.launch_ns
 
 
 def steady_ends(

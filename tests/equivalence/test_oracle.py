@@ -79,7 +79,7 @@ def assert_same(result: Result, plain: PlainEngine) -> None:
     assert_same_timeline(result, plain)
     done = [step.end_ns for step in plain.steps if step.end_ns >= 0]
     assert step_ends(result).tolist() == done
-    assert result.busy_ns.tolist() == [plain.busy_ns]
+    assert result.busy_ns.tolist() == [plain.clock.busy_ns]
     assert result.end_ns == max(request.finish_ns for request in plain.requests)
 
 
@@ -135,6 +135,7 @@ def test_the_sample_holds_every_rule() -> None:
         preempted = f"preemptions, {plain.engine.scheduling_policy}, async {plain.engine.async_scheduling}"
         counts[preempted] += sum(request.preemptions for request in plain.requests)
         counts.update(plain.counts)
+        counts["waits for workers"] += plain.clock.waits_for_workers
         counts["batches whose attention was looked at"] += plain.attention.looks
         counts["batches that changed too soon for a look"] += plain.attention.spared
     at_least = {f"preemptions, {policy}, async {mode}": 400 for policy in ("fcfs", "priority") for mode in (True, False)} | {
@@ -148,6 +149,7 @@ def test_the_sample_holds_every_rule() -> None:
         "refunds": 30,
         "finished after their preemption": 20,
         "requests passed over after a preemption": 4,
+        "waits for workers": 1000,
         "batches whose attention was looked at": 3_000,
         "batches that changed too soon for a look": 40,
     }

@@ -63,7 +63,7 @@ def test_requests_steps_and_timeline_are_those_of_the_plain_engine(seed: int, st
     assert chunk_times(result) == [request.chunk_ns for request in plain.requests]
     assert_same_timeline(result, plain)
     assert step_ends(result).tolist() == [step.end_ns for step in plain.steps if step.end_ns >= 0]
-    assert result.busy_ns.tolist() == [plain.busy_ns]
+    assert result.busy_ns.tolist() == [plain.clock.busy_ns]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

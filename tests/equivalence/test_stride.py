@@ -61,6 +61,7 @@ def test_the_sample_holds_what_could_go_wrong() -> None:
         found["replicas"] += scenario.num_replicas > 1
         found["cut by the horizon"] += bool((result.finish_ns < 0).any())
         found["time before a launch"] += overheads.schedule_ns > 0
+        found["workers launch"] += bool(scenario.cost.artifact.step["full"].hand_over_ns)
         found["launches take time"] += bool(scenario.cost.artifact.step["full"].launch_ns)
         found["step ends at the horizon"] += scenario.horizon_s is not None and any(result.end_ns in ends for ends in steps(result))
         taken = simulate(with_stride(scenario, None))
@@ -68,5 +69,5 @@ def test_the_sample_holds_what_could_go_wrong() -> None:
         found["events of the macro-step"] += taken.num_events
     assert min(found[f"preemptions, {policy}, async {mode}"] for policy in ("fcfs", "priority") for mode in (True, False)) >= 200
     assert min(found[name] for name in ("closed loop", "barrier", "replicas", "cut by the horizon")) >= 20
-    assert min(found["time before a launch"], found["launches take time"]) >= 50
+    assert min(found[name] for name in ("time before a launch", "launches take time", "workers launch")) >= 50
     assert found["steps saved"] > found["events of the macro-step"]

@@ -12,6 +12,7 @@ from simulator.engine import GraphMode
 from simulator.features import StepFeatures
 from simulator.simulate import Scenario, simulate
 from simulator.step.chance import chance
+from simulator.step.clock import Launch
 from tests.support.cases import cost_model
 from tests.support.digest import digest
 from tests.support.services import random_scenario, random_speculative_scenario, with_stride
@@ -49,10 +50,10 @@ def test_some_of_them_are_other_than_without_luck_and_with_another_seed() -> Non
 
 def test_only_prompts_have_luck() -> None:
     model = spread(cost_model({"one": 1_000}, {"one": 400}, {"one": 100}))
-    assert model.launch_ns(PROMPT) == model.launch_ns(PROMPT, 0.5) == (100, 400)
-    assert model.launch_ns(PROMPT, 0.0) == (50, 200)
-    assert model.launch_ns(PROMPT, 0.875) == (138, 550)
-    assert model.launch_ns(DECODE, 0.875) == (100, 400)
+    assert model.launch(PROMPT) == model.launch(PROMPT, 0.5) == Launch(100, 400)
+    assert model.launch(PROMPT, 0.0) == Launch(50, 200)
+    assert model.launch(PROMPT, 0.875) == Launch(138, 550)
+    assert model.launch(DECODE, 0.875) == Launch(100, 400)
 
 
 def test_chance_is_even_and_a_step_s_own() -> None:

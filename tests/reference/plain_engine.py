@@ -17,6 +17,7 @@ from simulator.request import RequestTable
 from simulator.speculation import Drafting
 from tests.reference.plain_attention import PlainAttention
 from tests.reference.plain_cache import PlainCache, spell_out
+from tests.reference.plain_clock import PlainClock
 from tests.reference.plain_request import Request, Row, Step
 
 
@@ -56,7 +57,8 @@ class PlainEngine:
         self.steps: list[Step] = []
         self.states: list[tuple[int, int, int, int]] = []
         self.counts: Counter[str] = Counter()
-        self.now_ns = self.cpu_free_ns = self.gpu_free_ns = self.busy_ns = 0
+        self.now_ns = 0
+        self.clock = PlainClock(cost)
         self.delivered_ns = 0
         """When a client got the last token so far: they come one after the other."""
         self.threshold = 0
@@ -82,7 +84,7 @@ class PlainEngine:
                 self.now_ns = inbox[0].arrival_ns + ingress_ns
                 continue
             step = self.queue.popleft()
-            self.now_ns = max(self.now_ns, step.gpu_end_ns, self.cpu_free_ns)
+            self.now_ns = max(self.now_ns, step.gpu_end_ns, self.clock.thread_free_ns)
             step.end_ns = self.now_ns
             way_ns = overheads.egress_ns + overheads.egress_per_seq_ns * len(step.rows)
             self.delivered_ns = max(self.delivered_ns, self.now_ns + way_ns)
@@ -91,18 +93,12 @@ class PlainEngine:
         return self
 
     def launch(self, step: Step) -> None:
-        """The thread schedules, then launches; the GPU works on one step after another, and on none before its launch began."""
+        """An empty plan is done at once."""
         if not step.rows:
             self.counts["empty plans"] += 1
             step.gpu_end_ns = self.now_ns
             return
-        features = self.features(step)
-        gpu_ns, (lead_ns, launch_ns) = self.cost.gpu_ns(features), self.cost.launch_ns(features)
-        begin_ns = max(self.now_ns, self.cpu_free_ns) + self.cost.artifact.overheads.schedule_ns
-        self.cpu_free_ns = begin_ns + launch_ns
-        self.gpu_free_ns = max(max(self.gpu_free_ns, begin_ns + lead_ns) + gpu_ns, self.cpu_free_ns)
-        step.gpu_end_ns = self.gpu_free_ns
-        self.busy_ns += gpu_ns
+        step.gpu_end_ns = self.clock.launch(self.now_ns, self.features(step))
 
     def features(self, step: Step) -> StepFeatures:
         prefills = [row for row in step.rows if row.prefill]

@@ -46,7 +46,8 @@ def random_case(seed: int, max_requests: int = 40) -> Case:
     cost = random_cost(rng)
     requests = random_requests(rng, int(rng.integers(4, max_requests + 1)), cost)
     engine = random_engine(rng, requests)
-    return Case(requests, engine, attending(cost, rng) if rng.random() < 0.5 else cost)
+    cost = attending(cost, rng) if rng.random() < 0.5 else cost
+    return Case(requests, engine, with_workers(cost, rng) if rng.random() < 0.3 else cost)
 
 
 def random_requests(rng: np.random.Generator, n: int, cost: CostModel) -> RequestTable:
@@ -109,6 +110,13 @@ def random_cost(rng: np.random.Generator) -> CostModel:
     # The part of a launch before its first kernel; cut to the launch where it would be longer.
     lead_ns = {0: {}, 100: {"one": 300}, 700: {"one": 200, "decode_seqs": 40.25, "prefill_seqs": 2_000}}.get(times["egress_ns"], {})
     return cost_model(gpu_ns, launch_ns, lead_ns, **times)
+
+
+def with_workers(cost: CostModel, rng: np.random.Generator) -> CostModel:
+    """The same, but its launches are other processes' work."""
+    hand_over_ns = [{"one": 150}, {"one": 60, "decode_seqs": 7.5}, {"one": 1_700}][int(rng.integers(3))]
+    step = {mode: regime.model_copy(update={"hand_over_ns": hand_over_ns}) for mode, regime in cost.artifact.step.items()}
+    return CostModel(cost.artifact.model_copy(update={"step": step}))
 
 
 def attending(cost: CostModel, rng: np.random.Generator) -> CostModel:

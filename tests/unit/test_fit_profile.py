@@ -110,9 +110,10 @@ def test_times_with_prompts_are_found_between_what_was_measured(profile: Path) -
 
 def test_the_thread_works_before_and_while_it_launches(profile: Path) -> None:
     model = CostModel(fitted(profile))
-    assert model.launch_ns(decode(100, 3000)) == pytest.approx((CPU_NS + FULL_LAUNCH_NS, CPU_NS + FULL_LAUNCH_NS), rel=0.02)
+    assert model.launch(decode(100, 3000))[:2] == pytest.approx((CPU_NS + FULL_LAUNCH_NS, CPU_NS + FULL_LAUNCH_NS), rel=0.02)
+    assert model.launch(decode(100, 3000)).hand_over_ns is None
     eager_ns = CPU_NS + EAGER_LAUNCH_NS + PREFILL_LAUNCH_NS
-    assert model.launch_ns(mixed(64, 1500, GraphMode.NONE)) == pytest.approx((CPU_NS + PREPARE_NS, eager_ns), rel=0.02)
+    assert model.launch(mixed(64, 1500, GraphMode.NONE))[:2] == pytest.approx((CPU_NS + PREPARE_NS, eager_ns), rel=0.02)
     assert model.artifact.overheads.schedule_ns == 0
 
 
@@ -157,11 +158,19 @@ def test_the_chunks_of_a_step_attend_to_themselves(profile: Path) -> None:
     assert from_raw(Raw.read(profile)).table["prefill_attention_tokens"].tolist() == [pairs]
 
 
-@pytest.mark.parametrize("changed", [{"engine": ENGINE | {"async_scheduling": False}}, {"tensor_parallel_size": 2}])
-def test_where_a_launch_waits_or_others_launch_the_thread_only_schedules(profile: Path, changed: dict[str, object]) -> None:
-    (profile / "profile.json").write_text(json.dumps(META | changed))
+def test_where_a_launch_waits_the_thread_only_schedules(profile: Path) -> None:
+    (profile / "profile.json").write_text(json.dumps(META | {"engine": ENGINE | {"async_scheduling": False}}))
+    launch = CostModel(fitted(profile)).launch(decode(100, 3000))
+    assert launch[:2] == pytest.approx((CPU_NS, CPU_NS), rel=0.02)
+    assert launch.hand_over_ns is None
+
+
+def test_with_several_gpus_the_thread_hands_over_and_workers_launch(profile: Path) -> None:
+    (profile / "profile.json").write_text(json.dumps(META | {"tensor_parallel_size": 2}))
     model = CostModel(fitted(profile))
-    assert model.launch_ns(decode(100, 3000)) == pytest.approx((CPU_NS, CPU_NS), rel=0.02)
+    assert model.launch(decode(100, 3000)) == pytest.approx((FULL_LAUNCH_NS, FULL_LAUNCH_NS, CPU_NS), rel=0.02)
+    eager_ns = EAGER_LAUNCH_NS + PREFILL_LAUNCH_NS
+    assert model.launch(mixed(64, 1500, GraphMode.NONE)) == pytest.approx((PREPARE_NS, eager_ns, CPU_NS), rel=0.02)
 
 
 def test_without_asynchronous_scheduling_all_that_lies_between_two_steps_counts(profile: Path) -> None:
@@ -173,7 +182,7 @@ def test_without_asynchronous_scheduling_all_that_lies_between_two_steps_counts(
     steps.to_csv(profile / "steps.csv.gz", index=False)
     (profile / "profile.json").write_text(json.dumps(META | {"engine": ENGINE | {"async_scheduling": False}}))
     model = CostModel(fitted(profile))
-    assert model.launch_ns(decode(100, 3000)) == pytest.approx((7e5, 7e5), rel=0.02)
+    assert model.launch(decode(100, 3000))[:2] == pytest.approx((7e5, 7e5), rel=0.02)
 
 
 def test_speculation_is_in_the_name(profile: Path, tmp_path: Path) -> None:
