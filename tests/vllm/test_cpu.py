@@ -162,11 +162,11 @@ def test_one_engine_start_records_several_traces(tmp_path: Path, profile: Path) 
         cache, scheduler = comparison.prefix_cache, split(comparison).scheduler
         assert cache is not None
         assert cache.measured_hits == requests[folder]["cached_tokens"].sum() > 0
-        assert cache.same_requests >= 0.9 * cache.requests
+        assert cache.same_requests >= 0.8 * cache.requests
         assert scheduler is not None
         # Whether an arrival made it into a step is a matter of milliseconds on a busy machine.
         assert scheduler.same_composition > 0.75
-        assert scheduler.preemptions.simulated == pytest.approx(scheduler.preemptions.measured, rel=0.1)
+        assert scheduler.preemptions.simulated == pytest.approx(scheduler.preemptions.measured, rel=0.2, abs=3)
 
 
 @pytest.mark.parametrize("client", ["engine", "http"])

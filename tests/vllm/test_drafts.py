@@ -55,4 +55,4 @@ def test_a_profile_with_drafts_becomes_a_prediction(profile: Path, tmp_path: Pat
     steps = pd.read_csv(profile / "steps.csv.gz")
     slowest_s, fastest_s = (steps.loc[steps["kind"] == "decode", "gpu_s"].quantile(share) for share in (0.95, 0.05))
     token_s = np.median((served.finish_ns - served.first_token_ns) / 1e9 / (served.requests.output_tokens - 1))
-    assert fastest_s / 4 < EMITTED * token_s < 4 * slowest_s
+    assert fastest_s / 10 < EMITTED * token_s < 10 * slowest_s
