@@ -9,21 +9,31 @@ Source: FlashAttention-3, which vLLM 0.26 uses on Hopper (`hopper/flash_prepare_
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from profiler.options import shape
 from profiler.tables import Prior
+from simulator.artifacts.attention import SPLIT_ABOVE
 
 ROWS = 128
 MULTIPROCESSORS = 132
 """Of an H100 and of an H200 (SXM)."""
-MARGIN = 1.1
+MARGIN = SPLIT_ABOVE[0] / SPLIT_ABOVE[1]
 SMALL_CHUNKS = (8, 16, 32, 64, 96, 128, 192, 256, 320, 384, 448, 512)
 ROUNDS = 10
 """Rounds up to which the last one matters."""
 PAIRS = "prefill_attention_tokens"
 WEIGHT, CONTEXT_TOKENS = 1.0, 8192
 """Of a prior: one that is off by a step's time, with so many tokens before the chunk, weighs like a step that is off by as much."""
+
+
+def heads_of(meta: Mapping[str, Any]) -> tuple[int, int]:
+    """(heads, heads of keys and values) on one of the profiled model's GPUs."""
+    config, num_gpus = meta.get("config") or shape(meta["model"]), meta["tensor_parallel_size"]
+    heads = config["num_attention_heads"]
+    return heads // num_gpus, max(config.get("num_key_value_heads", heads) // num_gpus, 1)
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.attention import ChunkAttention
+from profiler.attention import ChunkAttention, heads_of
 from profiler.fit import Mode, StepTimeRegressor
-from profiler.options import shape
 from profiler.profiled import Profiled
 from profiler.tables import SHAPES, Table
 
@@ -52,7 +50,7 @@ def fit_gpu_time(rows: Profiled) -> StepTimeRegressor:
     The first fit finds sizes with a kernel that is far slower than their neighbours' (pits), and entries of the table that the line
     between their neighbours says as well; the second takes both out.
     """
-    chunk_attention = _chunk_attention(rows.meta)
+    chunk_attention = ChunkAttention(*heads_of(rows.meta))
     sizes, times_ns = rows.table["padded_tokens"].to_numpy(np.int64), rows.table["gpu_ns"].to_numpy(np.float64)
 
     def fitted(table: Table) -> StepTimeRegressor:
@@ -64,9 +62,3 @@ def fit_gpu_time(rows: Profiled) -> StepTimeRegressor:
     table = Table.of(sizes, times_ns)
     coefficients = fitted(table).coef_.tolist()
     return fitted(Table.of(sizes, times_ns, table.pits_in(coefficients), table.straight_in(coefficients)))
-
-
-def _chunk_attention(meta: Mapping[str, Any]) -> ChunkAttention:
-    config, num_gpus = meta.get("config") or shape(meta["model"]), meta["tensor_parallel_size"]
-    heads = config["num_attention_heads"]
-    return ChunkAttention(heads // num_gpus, max(config.get("num_key_value_heads", heads) // num_gpus, 1))

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from profiler.attention import MULTIPROCESSORS
-from profiler.options import shape
+from profiler.attention import MULTIPROCESSORS, heads_of
 from profiler.points import Point
 from simulator.artifacts.attention import SHARES, Attention
 
@@ -19,9 +18,8 @@ def attention_of(meta: Mapping[str, Any]) -> Attention | None:
     """Of the profiled model on one of its GPUs; None: not measured on a GPU."""
     if meta["gpu"] == "cpu":
         return None
-    config = meta.get("config") or shape(meta["model"])
-    kv_heads = config.get("num_key_value_heads", config["num_attention_heads"])
-    return Attention(kv_heads=max(kv_heads // meta["tensor_parallel_size"], 1), multiprocessors=MULTIPROCESSORS)
+    _, kv_heads = heads_of(meta)
+    return Attention(kv_heads=kv_heads, multiprocessors=MULTIPROCESSORS)
 
 
 def idle_tokens(steps: pd.DataFrame, attention: Attention | None) -> NDArray[np.int64]:

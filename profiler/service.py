@@ -106,7 +106,8 @@ def _launches(calibrations: list[_Calibration], mode: Mode) -> tuple[Float64, Fl
         turn_ns = _turns_ns(calibration.trace, calibration.replayed)
         rows = (np.asarray(features.graph_mode) == int(MODES[mode])) & np.isfinite(turn_ns)
         launching = calibration.launches.get(mode)
-        if launching is not None:
+        # Where workers launch, a thread's turn is no launch.
+        if launching is not None and not launching.hand_over:
             launch_ns = launching.launch
             served.append(turn_ns[rows])
             profiled.append((design_matrix(tuple(launch_ns), features) @ np.array(list(launch_ns.values())))[rows])

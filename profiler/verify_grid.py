@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from profiler.attention import MULTIPROCESSORS
 from profiler.points import Point, ranks
 
 TILE, TILES = 128, 4
 """Rows of a tile, and how many of them the full graphs have."""
-MULTIPROCESSORS = 132
-"""The top-p kernel takes one position on each of them at a time."""
 BATCHES = (1, 4, 16, 160, 256, 512, 1024)
 """Beside the last batch of each tile."""
 CONTEXTS = (32, 1024, 4096, 16384)
@@ -39,8 +38,8 @@ def verify_steps(tokens_per_decode: int) -> Iterator[tuple[Point, int]]:
     for batch, b in ranks(MIXED_BATCHES):
         for chunk, c in ranks(MIXED_CHUNKS):
             yield Point("mixed", batch, MIXED_CONTEXT, num_chunks=1, chunk=chunk), b + c
-    for batch, b in ranks(_sampled(tokens_per_decode)):
-        yield Point("sampling", batch, 32), b // 2
+    for batch in _sampled(tokens_per_decode):
+        yield Point("sampling", batch, 32), 0
 
 
 def _decode(tokens_per_decode: int) -> Iterator[tuple[Point, int]]:
@@ -64,6 +63,7 @@ def _prefill() -> Iterator[tuple[Point, int]]:
 
 
 def _sampled(tokens_per_decode: int) -> list[int]:
+    """The top-p kernel takes one position on each multiprocessor at a time."""
     whole = [MULTIPROCESSORS * turns // tokens_per_decode for turns in SAMPLED_TURNS]
     more = [MULTIPROCESSORS * turns // tokens_per_decode for turns in (3, 8)]
     return sorted({*SAMPLED, *whole, *(batch + 1 for batch in whole), *more})

@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MOST_SPLITS = 32
 """`flash_attn_max_num_splits_for_cuda_graph` (vLLM 0.26 `config/attention.py`)."""
+SPLIT_ABOVE = 11, 10
+"""Of a multiprocessor's share, as a ratio of whole numbers: longer sequences are split."""
 SHARES = 1024
 """An idle share is a whole number of these parts, so that one step and a stretch of steps agree to the nanosecond."""
 
@@ -48,7 +50,8 @@ class Attention(BaseModel):
         # Multiprocessors that always become free together are one: what they read at the same time is equally long.
         together = gcd(self.multiprocessors, self.kv_heads)
         groups, heads = self.multiprocessors // together, self.kv_heads // together
-        longest = -(-11 * total * heads // (10 * groups))
+        above, share = SPLIT_ABOVE
+        longest = -(-above * total * heads // (share * groups))
         busy = [0] * groups
         for piece in _pieces(blocks, longest, heads):
             heapreplace(busy, busy[0] + piece)
