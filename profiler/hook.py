@@ -6,7 +6,7 @@ It has to be `AsyncScheduler` that is subclassed: with a subclass of plain `Sche
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter
@@ -100,6 +100,7 @@ class _Recorder:
         super().__init__(*args, **kwargs)
         self.steps: list[Step] = []
         self._in_flight: deque[Step] = deque()
+        self._preempted: list[str] = []
         folder = os.environ.get(RECORD_TO)
         self._files = _Files(Path(folder)) if folder else None
         if self._files:
@@ -115,8 +116,9 @@ class _Recorder:
         begin_s = perf_counter()
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]  # vLLM's scheduler stands behind this mixin
         end_s = perf_counter()
+        # A call that schedules nothing is no step, but may preempt: that counts with the next step.
+        self._preempted.extend(output.preempted_req_ids or ())
         if self._files:
-            self._files.preemptions.update(output.preempted_req_ids or ())
             for new in output.scheduled_new_reqs:
                 # With model runner V2 a resumed request is new, too: what counts is when it is scheduled first.
                 self._files.cached_tokens.setdefault(new.req_id, new.num_computed_tokens)
@@ -125,8 +127,11 @@ class _Recorder:
                 "kv_usage": self.kv_cache_manager.usage,
                 "running": len(self.running),
                 "waiting": len(self.waiting),
-                "preempted": len(output.preempted_req_ids or ()),
+                "preempted": len(self._preempted),
             }
+            if self._files:
+                self._files.note_preempted(self._preempted, begin_s)
+            self._preempted.clear()
             self._in_flight.append(Step(output, begin_s, end_s, state))
         return output
 
@@ -160,11 +165,11 @@ class _Files:
     def __init__(self, folder: Path) -> None:
         self.queued_s: dict[str, float] = {}
         self.added_s: dict[str, float] = {}
-        self.preemptions: Counter[str] = Counter()
+        self.preempted_s: dict[str, list[float]] = defaultdict(list)
         self.cached_tokens: dict[str, int] = {}
         self.steps = self._open(folder / "steps.csv", STEP_COLUMNS)
         self.requests = self._open(
-            folder / "engine_requests.csv", ("request_id", "queued_s", "added_s", "finished_s", "preemptions", "cached_tokens")
+            folder / "engine_requests.csv", ("request_id", "queued_s", "added_s", "finished_s", "preempted_s", "cached_tokens")
         )
 
     @staticmethod
@@ -178,12 +183,17 @@ class _Files:
         self.steps.write(",".join(str(row[column]) for column in STEP_COLUMNS) + "\n")
         self.write_requests(finished, step.updated_s)
 
+    def note_preempted(self, names: Iterable[str], schedule_s: float) -> None:
+        """When, not only how often: of a request that outlives a trace, what comes later is not the trace's."""
+        for name in names:
+            self.preempted_s[name].append(schedule_s)
+
     def write_requests(self, names: Iterable[str], finished_s: float) -> None:
         """Requests that are over; `finished_s` is NaN of those that were aborted."""
         for name in names:
             seen_s = (self.queued_s.pop(name), self.added_s.pop(name), finished_s)
-            counted = (self.preemptions.pop(name, 0), self.cached_tokens.pop(name, 0))
-            self.requests.write(",".join((name, *map(repr, seen_s + counted))) + "\n")
+            preempted_s = " ".join(map(repr, self.preempted_s.pop(name, ())))
+            self.requests.write(",".join((name, *map(repr, seen_s), preempted_s, str(self.cached_tokens.pop(name, 0)))) + "\n")
 
 
 def _note_queued(queued_s: dict[str, float]) -> None:

@@ -71,9 +71,14 @@ async def _steps(replica: Replica) -> pd.DataFrame:
 
 def _inside(served: Served, replicas: Sequence[Replica]) -> pd.DataFrame:
     """What the engines wrote of each request, by the name under which it was sent to them."""
-    inside = pd.concat([pd.read_csv(replica.raw / "engine_requests.csv", dtype={"request_id": str}) for replica in replicas])
+    inside = pd.concat(
+        [pd.read_csv(replica.raw / "engine_requests.csv", dtype={"request_id": str, "preempted_s": str}) for replica in replicas]
+    )
     # Names come again with every trace of one engine.
     inside = inside[(inside["added_s"] >= served.start_s) & (inside["added_s"] <= served.end_s)]
+    # Until the aborts of a cut arrive the engine goes on, in steps that the trace does not have.
+    preempted_s = inside["preempted_s"].fillna("").map(lambda times: np.array(times.split(), np.float64))
+    inside = inside.assign(preemptions=preempted_s.map(lambda times: int((times <= served.end_s).sum())))
     # vLLM appends a random part to the name (`v1/engine/input_processor.py` `assign_request_id`).
     return inside.assign(name=inside["request_id"].str.rpartition("-")[0]).set_index("name")
 
