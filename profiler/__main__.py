@@ -9,7 +9,6 @@ and at the end OUT/steps.csv.gz (a row a step) and OUT/profile.json. `python -m 
 
 from __future__ import annotations
 
-import signal
 import sys
 from time import perf_counter
 
@@ -17,6 +16,7 @@ from profiler.errors import EngineError
 from profiler.options import Profile, load
 from profiler.run import run
 from profiler.start import check_device, prepare_environment, require_vllm
+from profiler.stop import Interruption
 from simulator.errors import UserError
 
 
@@ -26,16 +26,16 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         profile = load(arguments, Profile)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     try:
-        require_vllm(profile.gpu.name)
-        prepare_environment(profile, in_process=True)
-        print(run(profile, check_device(profile), begin_s))
+        with Interruption() as interruption:
+            require_vllm(profile.gpu.name)
+            prepare_environment(profile, in_process=True)
+            print(run(profile, check_device(profile), begin_s, interruption))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -43,9 +43,6 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            # `timeout` sends its signal twice, to the process and to its group: a second one says nothing new.
-            signal.signal(signum, signal.SIG_IGN)
         print(f"interrupted: what was measured is in {profile.folder}; the same command continues", file=sys.stderr)
         return 130
     return 0

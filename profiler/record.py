@@ -23,7 +23,6 @@ written with what was seen of them; traces that have not begun are left out.
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -38,7 +37,7 @@ from profiler.recorded import meta, tables, write
 from profiler.replicas import EngineReplica, Replica, gpus_of_replicas
 from profiler.server import ServerReplica, require_server
 from profiler.start import check_device, failures, prepare_environment, require_vllm
-from profiler.stop import Stop, deadline_s
+from profiler.stop import Interruption, Stop, deadline_s
 from profiler.traffic import Traffic, traffic
 from simulator.errors import UserError
 from simulator.routers import BY_COUNT, make_router
@@ -123,17 +122,16 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(f"{__doc__}\n")
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        options = load(arguments, Recording)
-        _check_router(options)
-        traffics = traffic(options)
-        require_vllm(options.gpu.name)
-        if options.client == "http":
-            require_server()
-        prepare_environment(options, in_process=False)
-        check_device(options, num_replicas=options.num_replicas)
-        with tempfile.TemporaryDirectory() as raw:
+        with Interruption(), tempfile.TemporaryDirectory() as raw:
+            options = load(arguments, Recording)
+            _check_router(options)
+            traffics = traffic(options)
+            require_vllm(options.gpu.name)
+            if options.client == "http":
+                require_server()
+            prepare_environment(options, in_process=False)
+            check_device(options, num_replicas=options.num_replicas)
             told = asyncio.run(record(options, traffics, Path(raw), begin_s))
     except UserError as error:
         sys.stderr.write(f"{error}\n")

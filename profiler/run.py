@@ -16,11 +16,11 @@ from profiler.nvml import Nvml
 from profiler.options import Profile
 from profiler.parts import Parts
 from profiler.points import Limits, Point
-from profiler.stop import deadline_s
+from profiler.stop import Interruption, deadline_s
 from simulator.errors import UserError
 
 
-def run(profile: Profile, device: str, begin_s: float) -> str:
+def run(profile: Profile, device: str, begin_s: float, interruption: Interruption) -> str:
     """Measures what is not measured yet, until `budget_s` after `begin_s` (`perf_counter`); returns what to say about it.
 
     Raises:
@@ -46,6 +46,7 @@ def run(profile: Profile, device: str, begin_s: float) -> str:
         if perf_counter() > until_s:
             break
         measured = measure(engine, point, sensors)
+        interruption.check()
         bar.set_description(f"{point.name}: {summary(measured['rows'])}", refresh=False)
         parts.add(measured)
     bar.close()

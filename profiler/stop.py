@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 from time import perf_counter
+from types import FrameType, TracebackType
 
 CLOSING_S, CLOSING_SHARE = 8.0, 0.05
 """Kept back from a budget, for the files and the engine's end: the larger of the two."""
@@ -27,6 +28,37 @@ def leave_process_group() -> None:
     if os.getpgrp() != os.getpid():
         os.setpgrp()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class Interruption:
+    """SIGINT and SIGTERM end what is inside with KeyboardInterrupt, whatever the code that they strike makes of that.
+
+    Libraries catch all exceptions here and there, as while vLLM is imported, and raise one of their own, or none.
+    """
+
+    def __init__(self) -> None:
+        self._struck = False
+
+    def __enter__(self) -> Interruption:
+        self._before = {signum: signal.signal(signum, self._strike) for signum in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        for signum, handler in self._before.items():
+            # `timeout` sends its signal twice, to the process and to its group: a second one says nothing new.
+            signal.signal(signum, signal.SIG_IGN if self._struck else handler)
+        if self._struck and isinstance(error, Exception):
+            raise KeyboardInterrupt from error
+
+    def check(self) -> None:
+        """Interrupts now if a signal was swallowed."""
+        if self._struck:
+            raise KeyboardInterrupt
+
+    def _strike(self, signum: int, frame: FrameType | None) -> None:
+        del signum, frame
+        self._struck = True
+        raise KeyboardInterrupt
 
 
 class Stop:

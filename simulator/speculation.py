@@ -7,6 +7,7 @@ are the rates above it: the same law as a test of one draft after the other.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -157,7 +158,7 @@ class Drafts:
     So nothing depends on which step of the engine it is, on who else runs, or on a preemption in between.
     """
 
-    __slots__ = ("_acceptance", "_accepted", "_proposed", "_rng", "_score")
+    __slots__ = ("_acceptance", "_accepted", "_is_walked", "_path", "_proposed", "_rng", "_score")
 
     def __init__(self, acceptance: Acceptance, seed: int, row: int) -> None:
         self._acceptance = acceptance
@@ -165,6 +166,10 @@ class Drafts:
         self._score = float(self._rng.standard_normal())
         self._accepted: list[int] = []
         self._proposed: list[bool] = []
+        self._path: list[int] = []
+        """Where steps with all drafts lead: most stretches begin where another was cut, so it is walked once."""
+        self._is_walked = False
+        """Whether the path ends, before a position for which nothing is proposed."""
 
     def accepted(self, token: int) -> int:
         """Drafts that a step after `token` tokens of output would accept if it had all of them."""
@@ -181,18 +186,27 @@ class Drafts:
 
         Ends before a position for which nothing is proposed.
         """
-        path: list[int] = []
-        accepted, proposed = self._accepted, self._proposed
-        for _ in range(limit):
+        path = self._path
+        while path and path[-1] < token and not self._is_walked:
+            self._extend(path)
+        at = bisect_left(path, token)
+        if at == len(path) or path[at] != token:
+            # A step with fewer drafts has led elsewhere.
             self._reach(token)
-            token += 1 + accepted[token]
-            if token > last:
-                break
-            self._reach(token)
-            if not proposed[token]:
-                break
+            path[:], self._is_walked, at = [token], False, 0
+        end = at + 1 + limit
+        while len(path) < end and path[-1] <= last and not self._is_walked:
+            self._extend(path)
+        return path[at + 1 : min(end, bisect_right(path, last, at + 1))]
+
+    def _extend(self, path: list[int]) -> None:
+        """Takes the path one step further, or finds that it ends."""
+        token = path[-1] + 1 + self._accepted[path[-1]]
+        self._reach(token)
+        if self._proposed[token]:
             path.append(token)
-        return path
+        else:
+            self._is_walked = True
 
     def _reach(self, token: int) -> None:
         while token >= len(self._accepted):
