@@ -121,6 +121,7 @@ def test_a_plan_counts_on_the_drafts(speculative_artifact: Path) -> None:
         f"cost_model={speculative_artifact}",
         "workload=gsm8k",
         "workload.arrivals.rate=3",
+        "workload.lengths.max_tokens=300",
         "plan.hours=0.01",
     ]
     given += ["plan.num_seeds=2", "slo=null", "slo.tpot_ms.p99=20", "plan.workers=1"]
