@@ -64,6 +64,8 @@ class Plan:
     simulated_requests: int = 0
     settled: bool = True
     """Whether the warm-up was long enough."""
+    rising: tuple[int, ...] = ()
+    """Sizes that fail surely although they began with too little: a longer warm-up would only make their latencies longer."""
     traffic: str = ""
     """What was served, in a line."""
     caveats: tuple[str, ...] = ()
@@ -144,9 +146,9 @@ def answer(question: Question, workers: int | None = None) -> Plan:
         simulated_s += search.simulated_s
         simulated_requests += search.simulated_requests
         judged = search.candidates[num_replicas or question.max_replicas]
-        settled = question.replays or all(
-            _settled(demand, period, candidate) for candidate in search.candidates.values() if not candidate.unstable
-        )
+        unsettled = [candidate for candidate in search.candidates.values() if not _settled(question, demand, period, candidate)]
+        rising = [candidate.num_replicas for candidate in unsettled if _fails_anyway(question, candidate)]
+        settled = len(rising) == len(unsettled)
         if settled or attempt == LONGEST_PERIODS - 1:
             reason = "" if num_replicas else _too_few(question, judged)
             sizes = dict(sorted(search.candidates.items()))
@@ -160,6 +162,7 @@ def answer(question: Question, workers: int | None = None) -> Plan:
                 simulated_s,
                 simulated_requests,
                 settled,
+                tuple(rising),
                 about,
                 _caveats(question, period),
             )
@@ -253,11 +256,22 @@ def _caveats(question: Question, period: Period) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _settled(demand: Demand, period: Period, candidate: Candidate) -> bool:
-    """Whether the warm-up was long enough for this size."""
+def _settled(question: Question, demand: Demand, period: Period, candidate: Candidate) -> bool:
+    """Whether the warm-up was long enough for this size; one without a steady state, and a replay, need none."""
+    if question.replays or candidate.unstable:
+        return True
     filling_s = demand.filling_s(candidate.num_replicas) or period.warmup_s / WARMUP
     # What is left of an error falls exponentially, and to 1 − FILLED in the time that an empty service takes to fill.
     left = (1 - FILLED) ** (period.warmup_s / filling_s) if filling_s > 0 else 0.0
-    started = [float(trial.started) for trial in candidate.trials]
-    levels = [float(trial.in_system.mean()) for trial in candidate.trials]
-    return still_off(started, levels, 1 - left) <= STILL_OFF
+    return still_off(*_loads(candidate), 1 - left) <= STILL_OFF
+
+
+def _fails_anyway(question: Question, candidate: Candidate) -> bool:
+    """Whether it surely does not suffice, and began with less than its load."""
+    started, levels = _loads(candidate)
+    return candidate.chance < (1 - question.confidence) / 2 and sum(started) < sum(levels)
+
+
+def _loads(candidate: Candidate) -> tuple[list[float], list[float]]:
+    """Of each run: requests under way at its start, and in the system on average while it is measured."""
+    return [float(trial.started) for trial in candidate.trials], [float(trial.in_system.mean()) for trial in candidate.trials]

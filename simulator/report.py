@@ -132,7 +132,7 @@ def table(plan: Plan) -> list[list[str]]:
             f"{num * plan.question.gpus_per_replica}{' ←' if num == plan.num_replicas else ''}",
             verdict,
             _chance(candidate.chance) if len(trials) > 1 else "–",
-            *(_with_interval(check) for check in candidate.checks),
+            *(f"{'≥ ' if num in plan.rising else ''}{_with_interval(check)}" for check in candidate.checks),
             duration(latencies["ttft"].percentile(50)),
             duration(latencies["ttfvt"].percentile(50)),
             duration(latencies["e2e"].percentile(50)),
@@ -175,6 +175,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "measured_s": None if plan.period is None else plan.period.measured_s,
         "cooldown_s": None if plan.period is None else plan.period.cooldown_s,
         "settled": plan.settled,
+        "rising": [num * plan.question.gpus_per_replica for num in plan.rising],
         "accuracy": plan.accuracy or None,
         "candidates": [_summary_of(plan, candidate) for candidate in plan.candidates.values()],
     }
@@ -225,7 +226,8 @@ def _one_fewer(plan: Plan) -> str:
         growth = fewer.in_system
         return f"{with_it} the service is unstable: requests in it rise by {growth.share:.0%} of their mean while it is measured"
     failed = [check for check in fewer.checks if not check.met]
-    parts = [f"{slo_label(c.name)} is {value_text(c.name, c.estimate.value)}, {-c.headroom:.1%} beyond its limit" for c in failed]
+    least = "at least " if fewer.num_replicas in plan.rising else ""
+    parts = [f"{slo_label(c.name)} is {least}{value_text(c.name, c.estimate.value)}, {-c.headroom:.1%} beyond its limit" for c in failed]
     return f"{with_it} {'; '.join(parts)}"
 
 

@@ -12,7 +12,7 @@ from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.errors import UserError
 from simulator.metrics import Latency, SloOutcome
-from simulator.plan import Plan, answer
+from simulator.plan import Plan, _fails_anyway, _settled, answer
 from simulator.planning.candidate import Candidate, pooled
 from simulator.planning.pool import Pool
 from simulator.planning.search import Search
@@ -222,6 +222,19 @@ def test_the_search_finds_any_size_and_judges_its_neighbours(smallest: int) -> N
     assert num == smallest
     assert {n for n in (smallest - 1, smallest, smallest + 1) if 1 <= n <= 64} <= set(search.candidates)
     assert len(search.candidates) <= 6
+
+
+@pytest.mark.parametrize(
+    ("tpot_ms", "started", "settled", "rising"),
+    [(9.0, 20, True, False), (9.0, 5, False, False), (11.0, 5, False, True), (11.0, 60, False, False)],
+    ids=["as it goes on", "too light, suffices", "too light, fails", "too heavy, fails"],
+)
+def test_only_a_size_that_could_suffice_needs_a_longer_warm_up(tpot_ms: float, started: int, settled: bool, rising: bool) -> None:
+    """Began lighter than it is, and failed: more load would not mend that."""
+    trials = tuple(replace(trial_of(tpot_ms + 0.001 * seed, 4, seed), started=started) for seed in range(4))
+    candidate = Candidate.of(trials, ASKED.slos, ASKED.confidence)
+    assert _settled(ASKED, DEMAND, Period(0.05, 50.0, 1.0), candidate) == settled
+    assert _fails_anyway(ASKED, candidate) == rising
 
 
 def test_a_size_that_suffices_between_two_that_do_not_is_chance() -> None:

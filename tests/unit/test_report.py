@@ -70,6 +70,16 @@ def test_the_text_says_what_binds_what_one_fewer_does_and_how_it_was_measured(fe
     assert [line.split()[0] for line in said.splitlines() if "←" in line] == [str(feasible.gpus)]
 
 
+def test_a_size_that_fails_and_still_fills_shows_what_is_least(feasible: Plan) -> None:
+    assert feasible.num_replicas is not None
+    rising = replace(feasible, rising=(feasible.num_replicas - 1,))
+    said, settled = text(rising), text(feasible)
+    assert f"with {feasible.num_replicas - 1} GPUs TPOT p99 is at least " in said
+    assert [line.split()[0] for line in said.splitlines() if "≥ " in line and "suffices" not in line] == [str(feasible.num_replicas - 1)]
+    assert "at least" not in settled
+    assert summary(rising)["rising"] == [feasible.num_replicas - 1]
+
+
 def test_infeasible_is_said_with_its_reason() -> None:
     said = text(answer(question(5), workers=1))
     assert said.startswith("No number of GPUs up to 64 will do")
