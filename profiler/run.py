@@ -46,9 +46,9 @@ def run(profile: Profile, device: str, begin_s: float, interruption: Interruptio
         if perf_counter() > until_s:
             break
         measured = measure(engine, point, sensors)
-        interruption.check()
         bar.set_description(f"{point.name}: {summary(measured['rows'])}", refresh=False)
         parts.add(measured)
+        interruption.check()
     bar.close()
     account = _memory(engine)
     _write(profile, parts, engine.read_back(), account, engine.start_s, sensors.identity(), points)

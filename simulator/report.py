@@ -132,7 +132,7 @@ def table(plan: Plan) -> list[list[str]]:
             f"{num * plan.question.gpus_per_replica}{' ←' if num == plan.num_replicas else ''}",
             verdict,
             _chance(candidate.chance) if len(trials) > 1 else "–",
-            *(f"{'≥ ' if num in plan.rising else ''}{_with_interval(check)}" for check in candidate.checks),
+            *(f"{_bound(plan, num, check)[0]}{_with_interval(check)}" for check in candidate.checks),
             duration(latencies["ttft"].percentile(50)),
             duration(latencies["ttfvt"].percentile(50)),
             duration(latencies["e2e"].percentile(50)),
@@ -226,9 +226,19 @@ def _one_fewer(plan: Plan) -> str:
         growth = fewer.in_system
         return f"{with_it} the service is unstable: requests in it rise by {growth.share:.0%} of their mean while it is measured"
     failed = [check for check in fewer.checks if not check.met]
-    least = "at least " if fewer.num_replicas in plan.rising else ""
-    parts = [f"{slo_label(c.name)} is {least}{value_text(c.name, c.estimate.value)}, {-c.headroom:.1%} beyond its limit" for c in failed]
+    parts = [
+        f"{slo_label(c.name)} is {_bound(plan, fewer.num_replicas, c)[1]}{value_text(c.name, c.estimate.value)},"
+        f" {-c.headroom:.1%} beyond its limit"
+        for c in failed
+    ]
     return f"{with_it} {'; '.join(parts)}"
+
+
+def _bound(plan: Plan, num_replicas: int, check: Check) -> tuple[str, str]:
+    """Sign and words before the figure of a size that still fills while it is measured; empty of all others."""
+    if num_replicas not in plan.rising:
+        return "", ""
+    return ("≤ ", "at most ") if check.name == GOODPUT else ("≥ ", "at least ")
 
 
 def _how_sure(plan: Plan) -> str:

@@ -77,6 +77,8 @@ def test_a_size_that_fails_and_still_fills_shows_what_is_least(feasible: Plan) -
     assert f"with {feasible.num_replicas - 1} GPUs TPOT p99 is at least " in said
     assert [line.split()[0] for line in said.splitlines() if "≥ " in line and "suffices" not in line] == [str(feasible.num_replicas - 1)]
     assert "at least" not in settled
+    # Goodput falls where latencies rise.
+    assert all(row.count("≤ ") == 1 for row in said.splitlines() if "≥ " in row and "suffices" not in row)
     assert summary(rising)["rising"] == [feasible.num_replicas - 1]
 
 
