@@ -45,9 +45,8 @@ def main(path: str, gpus: list[int]) -> None:
                 found.append(Check.of(slo, chosen, question.confidence).estimate)
             held, above = np.mean([one.low <= truth <= one.high for one in found]), np.mean([truth > one.high for one in found])
             bias, half = np.mean([one.value for one in found]) / truth - 1, np.median([one.high - one.value for one in found])
-            print(
-                f"{num:3} GPUs {slo.name:12} truth {truth:.5g} s  bias {bias:+.2%}  interval ± {half / truth:.1%} holds it in {held:.1%}, lies below it in {above:.1%}"
-            )
+            sides = f"holds it in {held:.1%}, lies below it in {above:.1%}"
+            print(f"{num:3} GPUs {slo.name:12} truth {truth:.5g} s  bias {bias:+.2%}  interval ± {half / truth:.1%} {sides}")
 
 
 def _run(question: Question, demand: Demand, period: Period, task: tuple[int, int]) -> Trial:
