@@ -45,7 +45,7 @@ from simulator.routers import BY_COUNT, make_router
 WATCH_S = 5.0
 
 
-async def record(options: Recording, traffics: list[Traffic], raw: Path, begin_s: float) -> bool:
+async def record(options: Recording, traffics: list[Traffic], raw: Path, begin_s: float, interruption: Interruption) -> bool:
     """Serves the traffics one after the other with the same engines; writes each trace when it ends, and says so on stdout.
 
     Returns whether it was told to stop, by a signal. `begin_s`: of the run whose `budget_s` this keeps (`perf_counter`).
@@ -67,6 +67,7 @@ async def record(options: Recording, traffics: list[Traffic], raw: Path, begin_s
                 await warm_up(replica, (await replica.facts())["max_num_seqs"])
             quiet_garbage_collector()
         engine_start_s = perf_counter() - start_s
+        interruption.check()
         stop = Stop(deadline_s(begin_s, options.budget_s))
         if stop.is_due():
             raise UserError(f"budget_s={options.budget_s:g} went into the engine's start ({engine_start_s:.0f} s): give more")
@@ -123,7 +124,7 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write(f"{__doc__}\n")
         return 0
     try:
-        with Interruption(), tempfile.TemporaryDirectory() as raw:
+        with Interruption() as interruption, tempfile.TemporaryDirectory() as raw:
             options = load(arguments, Recording)
             _check_router(options)
             traffics = traffic(options)
@@ -132,7 +133,7 @@ def main(arguments: list[str]) -> int:
                 require_server()
             prepare_environment(options, in_process=False)
             check_device(options, num_replicas=options.num_replicas)
-            told = asyncio.run(record(options, traffics, Path(raw), begin_s))
+            told = asyncio.run(record(options, traffics, Path(raw), begin_s, interruption))
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
