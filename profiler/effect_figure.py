@@ -19,6 +19,8 @@ DASHES = {1: "solid", 2: "dash", 4: "dashdot", 8: "longdash"}
 """Of a line, by GPUs of a replica."""
 BEYOND = 0.35
 """Opacity where the pool no longer holds the batch."""
+LABEL_APART = 1.35
+"""Least ratio of two sizes whose labels do not run into each other."""
 DECODE, DECODE_RATIO, PREFILL, PREFILL_RATIO, TOKENS, POOL = ((row, column) for row in (1, 2, 3) for column in (1, 2))
 
 Place = tuple[int, int]
@@ -105,10 +107,19 @@ def _slower(drawn: Any, place: Place, ratios: list[Ratio]) -> None:
     drawn.add_hline(y=1, line={"color": LIMIT, "width": 1.5, "dash": "dash"}, row=row, col=column)
     firsts = sorted({first for ratio in ratios for first, _, _ in ratio.slower if first != ratio.sizes[0]})
     drawn.add_scatter(
-        x=firsts, y=[1] * len(firsts), mode="markers+text", text=[f"{first:,}" for first in firsts], textposition="bottom center",
+        x=firsts, y=[1] * len(firsts), mode="markers+text", text=_labels(firsts), textposition="bottom center",
         textfont={"size": 11, "color": LIMIT}, marker={"symbol": "triangle-up", "size": 8, "color": LIMIT}, showlegend=False,
         hovertemplate="slower from %{x:,} on<extra></extra>", row=row, col=column,
     )  # fmt: skip
+
+
+def _labels(sizes: list[int]) -> list[str]:
+    """What to write below each of `sizes`, rising: nothing where it would run into the one before."""
+    labels, last = [], 0
+    for size in sizes:
+        labels.append(f"{size:,}" if size > LABEL_APART * last else "")
+        last = size if labels[-1] else last
+    return labels
 
 
 def _curve(

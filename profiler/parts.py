@@ -61,7 +61,7 @@ class Parts:
 
     def steps(self) -> pd.DataFrame:
         """A row a step, with its point's name and kind before the step's own columns."""
-        frames = [pd.DataFrame(point["steps"]).assign(point=point["point"], kind=point["kind"]) for point in self.points]
+        frames = [pd.DataFrame(point["steps"]).assign(point=point["point"], kind=point["kind"]) for point in self.points if point["steps"]]
         frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["point", "kind"])
         return frame[["point", "kind", *(column for column in frame if column not in ("point", "kind"))]]
 

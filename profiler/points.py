@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal, TypeVar, cast
 
-Kind = Literal["decode", "prefill", "mixed", "sampling", "energy"]
+Kind = Literal["decode", "prefill", "mixed", "sampling", "energy", "product"]
 Shape = Literal["equal", "spread", "one_long", "traffic"]
 
 T = TypeVar("T")

@@ -10,7 +10,8 @@ stream busy until the launch is over.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 
 from profiler.eagle import keep_own_lm_head
 from profiler.logits import peaked_logits
+from profiler.products import Products
 from profiler.stop import leave_process_group
 
 keep_own_lm_head()  # vLLM imports this module in each of its workers before it loads a model there
@@ -119,6 +121,14 @@ class WorkerExtension:
         parameters = self.model_runner.get_model().parameters()
         return any(parameter.element_size() == 1 or not parameter.is_floating_point() for parameter in parameters)
 
+    @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch ships no types here
+    def probe_products(self: Any, rows: int) -> float | None:
+        """Seconds that the layers' matrix products of so many rows take by themselves; None: not to be had."""
+        if self.probe.products is None:
+            self.probe.products = Products(self.model_runner.get_model(), self.model_config.dtype, self.probe.timing)
+        seconds: float | None = self.probe.products.seconds(rows)
+        return seconds
+
     def probe_pool(self: Any) -> dict[str, int]:
         """The KV pool's blocks."""
         return {"num_gpu_blocks": int(self.cache_config.num_gpu_blocks), "block_size": int(self.cache_config.block_size)}
@@ -170,6 +180,7 @@ class Probe:
         self.on_gpu = worker.device.type == "cuda" and events
         self.hold_s, self.hold_only_joined = 0.0, False
         self.steps: list[_Timed] = []
+        self.products: Products | None = None
         self._peaked = False
         self._now: _Timed | None = None
         self._previous: _Timed | None = None
@@ -205,6 +216,17 @@ class Probe:
         begin, _, end = self._mark(), torch.cuda._sleep(_HOLD_CYCLES), self._mark()  # noqa: SLF001
         end.synchronize()
         return float(_HOLD_CYCLES / (begin.elapsed_time(end) / 1e3))
+
+    @contextmanager
+    def timing(self, hold_s: float) -> Iterator[Callable[[], float]]:
+        """Times the work of the block on the GPU, which is held busy for `hold_s` before; gives what tells the seconds afterwards."""
+        if self.on_gpu:
+            torch.cuda._sleep(int(hold_s * self._cycles_per_s))  # noqa: SLF001
+        marks = [self._mark()]
+        yield lambda: self._between(*marks)
+        marks.append(self._mark())
+        if self.on_gpu:
+            marks[1].synchronize()
 
     def give_logits(self, peaked: bool) -> None:
         """Prepared logits for the sampler; of the model's own form, which is known once it has computed some."""

@@ -10,8 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from profiler.idle import attention_of, idle_tokens
+from profiler.points import Point
 from profiler.raw import Raw
-from profiler.sampling import Sampling, sampled_tokens
+from profiler.sampling import Sampling, Times, sampled_tokens
 from profiler.steps import as_matrix
 from simulator.engine import GraphMode
 from simulator.features import StepFeatures
@@ -51,6 +52,16 @@ class Profiled:
     """What follows the forward pass; None: `gpu_ns` is the whole step's, and `sample_ns` is 0."""
     prepare_ns: float | None
     """From the begin of a launch to the first kernel, where the GPU waited for it; None: never seen."""
+
+    @property
+    def products(self) -> Times | None:
+        """What the layers' matrix products take by themselves, by rows; None: they were not measured."""
+        times_s = {Point.parse(point["point"]).chunk: point.get("products_s") for point in self.meta.get("points") or []}
+        known = sorted((rows, s) for rows, s in times_s.items() if s)
+        if len(known) < 2:
+            return None
+        rows, seconds = zip(*known, strict=True)
+        return np.array(rows, np.int64), np.array(seconds) * 1e9
 
     def features(self) -> StepFeatures:
         """Columns int64[k]."""

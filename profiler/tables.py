@@ -29,27 +29,39 @@ NEIGHBOUR, SHAPE = 0.25, 0.2
 NEARBY, USUAL, BORDER, FAR = 0.01, 0.1, 0.3, 1.0
 """How different neighbours are, as the logarithm of their ratio: at least; where `NEIGHBOUR` is meant for; in different tiles; at most."""
 
+PRODUCTS = "matrix products by themselves"
+BESIDE_PRODUCTS = ("weights read", "rows")
+"""Of the shapes, those that a step's other kernels add to measured products."""
+
+Shape = Callable[[Float64], Float64]
+Products = tuple[Int64, Float64]
+"""Sizes, rising, and nanoseconds."""
 Prior = tuple[tuple[str, float], ...]
 """A weighted sum of coefficients that should be 0: (term, weight) of each."""
 
 
-def _beyond(knot: int) -> Callable[[Float64], Float64]:
+def _beyond(knot: int) -> Shape:
     return lambda sizes: np.maximum(sizes - knot, 0.0)
 
 
-def _rounded(tile: int) -> Callable[[Float64], Float64]:
+def _rounded(tile: int) -> Shape:
     return lambda sizes: np.ceil(sizes / tile) * tile
 
 
-def _later(tile: int) -> Callable[[Float64], Float64]:
+def _later(tile: int) -> Shape:
     return lambda sizes: np.where(sizes > TILE, np.ceil(sizes / tile) * tile - TILE, 0.0)
 
 
-def _idle(tile: int) -> Callable[[Float64], Float64]:
+def _idle(tile: int) -> Shape:
     return lambda sizes: np.where(sizes > TILE, np.ceil(sizes / tile) * tile - sizes, 0.0)
 
 
-SHAPES: Mapping[str, Callable[[Float64], Float64]] = {
+def _interpolated(sizes: Int64, times_ns: Float64) -> Shape:
+    """Straight lines between what was measured; beyond, in proportion."""
+    return lambda at: np.interp(at, sizes, times_ns) * np.maximum(at / sizes[-1], 1.0)
+
+
+SHAPES: Mapping[str, Shape] = {
     "weights read": np.ones_like,
     "rows": lambda sizes: sizes,
     **{f"rows beyond {knot}": _beyond(knot) for knot in (64, 128, 256, 2048)},  # below, reading the weights takes longer than multiplying
@@ -70,22 +82,33 @@ class Table:
 
     knots: tuple[int, ...]
     pits: tuple[int, ...]
+    shapes: Mapping[str, Shape]
+    """`SHAPES`, and the matrix products as they were measured by themselves, if they were."""
     measured: frozenset[int]
     """Of the knots, those that a step was measured at."""
     about_ns: tuple[float, ...]
     """Times of about the entries' size, for the weights of the priors."""
 
     @classmethod
-    def of(cls, sizes: Int64, times_ns: Float64, pits: Iterable[int] = (), without: Iterable[int] = ()) -> Table:
-        """A table for steps of these padded sizes, int64[k], and times, float64[k]; knots in `without` are not needed."""
+    def of(
+        cls, sizes: Int64, times_ns: Float64, pits: Iterable[int] = (), without: Iterable[int] = (), products: Products | None = None
+    ) -> Table:
+        """A table for steps of these padded sizes, int64[k], and times, float64[k]; knots in `without` are not needed.
+
+        Between measured sizes it follows `products`, the times of a model's matrix products by themselves, if they are known.
+        """
         pits = tuple(pits)
         rows = ~np.isin(sizes, pits)
         measured = np.unique(sizes[rows])
-        knots = [knot for knot in _knots(measured.tolist()) if knot not in frozenset(without)]
+        found = _knots(measured.tolist()) if products is None else sorted({*measured.tolist(), *products[0].tolist()})
+        knots = [knot for knot in found if knot not in frozenset(without)]
         least = np.array([times_ns[rows][sizes[rows] == size].min() for size in measured])
         # The quickest step of this or any larger size.
         rising = np.minimum.accumulate(least[::-1])[::-1]
-        return cls(tuple(knots), pits, frozenset(measured.tolist()), tuple(np.interp(knots, measured, rising).tolist()))
+        shapes = (
+            dict(SHAPES) if products is None else {name: SHAPES[name] for name in BESIDE_PRODUCTS} | {PRODUCTS: _interpolated(*products)}
+        )
+        return cls(tuple(knots), pits, shapes, frozenset(measured.tolist()), tuple(np.interp(knots, measured, rising).tolist()))
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -100,30 +123,38 @@ class Table:
 
     @property
     def priors(self) -> tuple[Prior, ...]:
-        """What is expected of the coefficients of `terms` and of `SHAPES`."""
+        """What is expected of the coefficients of `terms` and of `shapes`."""
         about = np.array(self.about_ns)
-        shapes = np.column_stack([of(np.array(self.knots, np.float64)) for of in SHAPES.values()]) / about[:, None]
-        rows: list[Prior] = [self._row(shapes[i], ((entry, 1 / about[i]),), SHAPE) for i, entry in enumerate(self.entries)]
+        shapes = np.column_stack([of(np.array(self.knots, np.float64)) for of in self.shapes.values()]) / about[:, None]
+        # Of products at hundreds of sizes, those between measured ones follow these.
+        alone = [i for i, knot in enumerate(self.knots) if knot in self.measured or PRODUCTS not in self.shapes]
+        rows: list[Prior] = [self._row(shapes[i], ((self.entries[i], 1 / about[i]),), SHAPE) for i in alone]
         for i, (low, high) in enumerate(zip(self.entries, self.entries[1:], strict=False)):
-            weight = NEIGHBOUR / math.sqrt(_apart(self.knots[i], self.knots[i + 1]) / USUAL)
+            weight = NEIGHBOUR / math.sqrt(self._apart(self.knots[i], self.knots[i + 1]) / USUAL)
             rows.append(self._row(shapes[i + 1] - shapes[i], ((high, 1 / about[i + 1]), (low, -1 / about[i])), weight))
         last = self.knots[-1]
         whole_tiles = np.array([1.0, 2.0]) * max(last // LARGEST_TILE, 1) * LARGEST_TILE
-        slopes = np.array([np.diff(of(whole_tiles)).item() for of in SHAPES.values()]) * last / whole_tiles[0] / about[-1]
+        slopes = np.array([np.diff(of(whole_tiles)).item() for of in self.shapes.values()]) * last / whole_tiles[0] / about[-1]
         rows.append(self._row(slopes, ((self._beyond, last / about[-1]),), 1.0))
         return tuple(rows)
 
-    @staticmethod
-    def _row(shapes: Float64, entries: Prior, weight: float) -> Prior:
-        expected = ((name, -weight * float(value)) for name, value in zip(SHAPES, shapes, strict=True))
+    def _row(self, shapes: Float64, entries: Prior, weight: float) -> Prior:
+        expected = ((name, -weight * float(value)) for name, value in zip(self.shapes, shapes, strict=True))
         return (*((term, weight * float(value)) for term, value in entries), *expected)
+
+    def _apart(self, low: int, high: int) -> float:
+        """How different two sizes are: by their ratio, and by whether they take the same tiles, unless that was measured."""
+        ratio = math.log(high / low)
+        return min(max(ratio, NEARBY if PRODUCTS in self.shapes or _tile(low) == _tile(high) else BORDER), FAR)
 
     @property
     def _beyond(self) -> str:
         return f"padded_tokens[{self.knots[-1]}:]"
 
     def pits_in(self, coefficients: Sequence[float]) -> tuple[int, ...]:
-        """Captured sizes, of those measured, whose fitted entry lies far above both measured neighbours'."""
+        """Captured sizes, of those measured, whose fitted entry lies far above both measured neighbours'; none where products tell."""
+        if PRODUCTS in self.shapes:
+            return ()
         measured = [i for i, knot in enumerate(self.knots) if knot in self.measured and knot <= LARGEST_GRAPH]
         triples = zip(measured, measured[1:], measured[2:], strict=False)
         return tuple(self.knots[i] for low, i, high in triples if coefficients[i] > PIT * max(coefficients[low], coefficients[high]))
@@ -155,12 +186,6 @@ def _borders(tile: int, largest: int) -> Iterable[int]:
     for last in range(tile, min(largest, TILES[tile]) + 1, tile):
         yield last
         yield last + (NEXT if last < LARGEST_GRAPH else 1)
-
-
-def _apart(low: int, high: int) -> float:
-    """How different two sizes are: by their ratio, and by whether they take the same tiles."""
-    ratio = math.log(high / low)
-    return min(max(ratio, NEARBY if _tile(low) == _tile(high) else BORDER), FAR)
 
 
 def _tile(size: int) -> int:
