@@ -56,7 +56,6 @@ def _decode(limits: Limits) -> Iterator[tuple[Point, int]]:
             yield Point("decode", batch, context), b + c
             if batch > 1 and context >= 4096:
                 yield Point("decode", batch, context, "spread"), b + c + 1
-                yield Point("decode", batch, context, "one_long"), b + c + 2
                 yield Point("decode", batch, context, "traffic"), b + c
     # Every captured size once, full, and with padding and contexts as uneven as traffic's: equal ones end in the same instant.
     for size, s in ranks(sorted({size // limits.tokens_per_decode for size in limits.graph_sizes if size >= limits.tokens_per_decode})):

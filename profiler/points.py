@@ -94,8 +94,8 @@ class Point:
     def contexts(self) -> list[int]:
         """Context of each decoding sequence, in the order in which the engine has them.
 
-        All the same; spread geometrically over a factor of 16, the longest first; one long among short ones; or as in traffic:
-        log-normal (sigma 1), the longest `context`, in no order.
+        All the same; spread geometrically over a factor of 16, the longest first; one long among short ones (older profiles have
+        such points); or as in traffic: log-normal (sigma 1), the longest `context`, in no order.
         """
         if self.shape == "traffic":
             sorted_ranks = sorted(range(self.batch), key=lambda i: i * GOLDEN % 1)
@@ -108,7 +108,9 @@ class Point:
         return [self.context] * self.batch
 
     def possible(self, limits: Limits) -> bool:
-        """Whether the engine can run it as one step."""
+        """Whether the engine can run it as one step; matrix products by themselves need no sequence."""
+        if self.kind == "product":
+            return self.chunk <= limits.max_num_scheduled_tokens
         chunk_tokens = self.num_chunks * self.chunk
         tokens = self.batch * limits.tokens_per_decode + chunk_tokens
         sequences = [*self.contexts, *([self.start + self.chunk] * self.num_chunks)]

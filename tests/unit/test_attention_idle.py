@@ -113,7 +113,7 @@ def test_it_costs_what_its_term_says() -> None:
 def test_a_point_is_the_point_of_its_name() -> None:
     kinds = ("decode", "prefill", "mixed", "sampling", "energy")
     points = grid(LIMITS, kinds) + grid(replace(LIMITS, tokens_per_decode=4), kinds)
-    assert {point.shape for point in points} == {"equal", "spread", "one_long", "traffic"}
+    assert {point.shape for point in points} == {"equal", "spread", "traffic"}
     assert [Point.parse(point.name) for point in points] == points
 
 
