@@ -207,6 +207,11 @@ class Engine:
         report: dict[str, Any] = self._rpc("probe_memory")[0]
         return report
 
+    def host_speed(self) -> dict[str, float]:
+        """How fast the first worker's host is (`profiler/host.py`)."""
+        speed: dict[str, float] = self._rpc("probe_host")[0]
+        return speed
+
     def activation_peaks(self, settings: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
         """(token budget, seats, bytes of temporary memory) at other settings than this engine's."""
         with failures("vLLM's profiling run failed"):

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from profiler.eagle import keep_own_lm_head
+from profiler.host import host_speed
 from profiler.logits import peaked_logits
 from profiler.products import Products
 from profiler.stop import leave_process_group
@@ -128,6 +129,10 @@ class WorkerExtension:
             self.probe.products = Products(self.model_runner.get_model(), self.model_config.dtype, self.probe.timing)
         seconds: float | None = self.probe.products.seconds(rows)
         return seconds
+
+    def probe_host(self: Any) -> dict[str, float]:
+        """How fast this worker's host is."""
+        return host_speed(self.device)
 
     def probe_pool(self: Any) -> dict[str, int]:
         """The KV pool's blocks."""

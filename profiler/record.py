@@ -86,13 +86,15 @@ async def record(options: Recording, traffics: list[Traffic], raw: Path, begin_s
 async def _trace(options: Recording, each: Traffic, replicas: list[Replica], stop: Stop, engine_start_s: float) -> None:
     for replica in replicas:
         await replica.forget_prefixes()
+    host = await replicas[0].host_speed()
     states: list[dict[str, Any]] = []
     watch = asyncio.create_task(_watch(Nvml(), states))
     served = await serve(each, replicas, make_router(options.router, each.seed), stop)
     watch.cancel()
     requests, steps, overheads = await tables(served, replicas)
     about = meta(options, served, await replicas[0].facts(), steps)
-    about |= {"client": replicas[0].client, "engine_start_s": engine_start_s, "overheads": overheads, "gpu_state": Nvml.spread(states)}
+    about |= {"client": replicas[0].client, "engine_start_s": engine_start_s, "overheads": overheads, "host": host}
+    about |= {"gpu_state": Nvml.spread(states)}
     write(each.folder, about, requests, steps)
     unfinished = f" (cut there, {served.unfinished} requests unfinished)" if served.cut else ""
     sys.stdout.write(

@@ -35,6 +35,10 @@ class Replica(Protocol):
     async def facts(self) -> dict[str, Any]:
         """The engine's options as read back from it (`engine` of `meta.json`), and its scheduling policy."""
 
+    async def host_speed(self) -> dict[str, float]:
+        """How fast the host is at launching (`profiler/host.py`)."""
+        ...
+
     async def launches(self) -> dict[str, list[Any]]:
         """What the worker recorded of every step since the start."""
 
@@ -87,6 +91,11 @@ class EngineReplica:
     async def facts(self) -> dict[str, Any]:
         """Of vLLM's own configuration, into which the started engine wrote the number of blocks."""
         return engine_facts(self.config)
+
+    async def host_speed(self) -> dict[str, float]:
+        """Of the first worker's host (`profiler/host.py`)."""
+        speed: dict[str, float] = (await self._llm.collective_rpc("probe_host"))[0]
+        return speed
 
     async def launches(self) -> dict[str, list[Any]]:
         """As columns, from the first worker."""

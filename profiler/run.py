@@ -51,7 +51,7 @@ def run(profile: Profile, device: str, begin_s: float, interruption: Interruptio
         interruption.check()
     bar.close()
     account = _memory(engine)
-    _write(profile, parts, engine.read_back(), account, engine.start_s, sensors.identity(), points)
+    _write(profile, parts, engine.read_back(), account, engine.start_s, sensors.identity() | engine.host_speed(), points)
     engine.close()
     return _say(profile, parts, points, account)
 
@@ -99,7 +99,7 @@ def _write(
     engine: dict[str, Any],
     account: MemoryAccount,
     start_s: float,
-    device: dict[str, Any],
+    machine: dict[str, Any],
     points: list[Point],
 ) -> None:
     import torch
@@ -124,7 +124,7 @@ def _write(
         "points_measured": len(parts.points),
         "points_in_grid": len(points),
         "points": [{key: value for key, value in point.items() if key != "steps"} for point in parts.points],
-        "machine": device | {"python": platform.python_version(), "torch": torch.__version__, "processor": platform.processor()},
+        "machine": machine | {"python": platform.python_version(), "torch": torch.__version__, "processor": platform.processor()},
         "written": strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     parts.finish(document)

@@ -123,6 +123,11 @@ class ServerReplica:
         pool: dict[str, int] = await self._rpc("probe_pool")
         return engine_facts(self.config) | pool
 
+    async def host_speed(self) -> dict[str, float]:
+        """Of the first worker's host (`profiler/host.py`)."""
+        speed: dict[str, float] = await self._rpc("probe_host")
+        return speed
+
     async def launches(self) -> dict[str, list[Any]]:
         """As columns, from the first worker."""
         columns: dict[str, list[Any]] = await self._rpc("probe_launches")

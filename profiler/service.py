@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,8 @@ class _Calibration:
     replayed: Replay
     launches: Mapping[Mode, Launching]
     """Of its engine's own profile."""
+    host_slower: float
+    """How many times as long its host takes as the profile's; 1 where either was not timed."""
 
 
 def read_service(folder: Path, models: Path) -> Service:
@@ -95,11 +98,21 @@ def _read(path: Path, models: Path) -> _Calibration:
     if meta.overheads is None or "ingress_s" not in meta.overheads:
         raise UserError(f"service {path}: meta.json has no overheads.ingress_s; record it with `python -m profiler.record`")
     profile = models / meta.gpu / meta.model / artifact_name(meta.weights, meta.kv_cache_dtype, meta.tensor_parallel_size)
-    return _Calibration(trace, replay(trace), launch_regimes(from_raw(Raw.read(profile.with_suffix(".json")))))
+    raw = Raw.read(profile.with_suffix(".json"))
+    return _Calibration(trace, replay(trace), launch_regimes(from_raw(raw)), _slower(meta.host or {}, raw.meta.get("machine") or {}))
+
+
+def _slower(host: Mapping[str, float], other: Mapping[str, Any]) -> float:
+    """How many times as long one host takes as another, by the geometric mean of what both were timed at."""
+    ratios = [microseconds / other[name] for name, microseconds in host.items() if name in other]
+    return float(np.exp(np.mean(np.log(ratios)))) if ratios else 1.0
 
 
 def _launches(calibrations: list[_Calibration], mode: Mode) -> tuple[Float64, Float64]:
-    """(turns of the launching thread in service, what the engine's own profile says of them), nanoseconds, of all steps of a mode."""
+    """(turns of the launching thread in service, what the engine's own profile says of them), nanoseconds, of all steps of a mode.
+
+    What a slower or faster host does to both is taken out: it is not what service adds.
+    """
     served, profiled = [np.zeros(0)], [np.zeros(0)]
     for calibration in calibrations:
         features = calibration.replayed.features
@@ -110,7 +123,8 @@ def _launches(calibrations: list[_Calibration], mode: Mode) -> tuple[Float64, Fl
         if launching is not None and not launching.hand_over:
             launch_ns = launching.launch
             served.append(turn_ns[rows])
-            profiled.append((design_matrix(tuple(launch_ns), features) @ np.array(list(launch_ns.values())))[rows])
+            on_its_host_ns = calibration.host_slower * (design_matrix(tuple(launch_ns), features) @ np.array(list(launch_ns.values())))
+            profiled.append(on_its_host_ns[rows])
     return np.concatenate(served), np.concatenate(profiled)
 
 

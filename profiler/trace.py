@@ -55,6 +55,8 @@ class TraceMeta(BaseModel):
     speculative: dict[str, Any] | None
     overheads: dict[str, float] | None = None
     """Medians of the ways between client and engine, seconds, as this project's recorder saw them."""
+    host: dict[str, float] | None = None
+    """How fast the host was at launching (`profiler/host.py`)."""
     engine: TraceEngine
 
     def engine_config(self) -> EngineConfig:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -48,6 +50,22 @@ def test_twice_as_slow_is_twice_the_ratio_and_twice_the_way(calibrations: Path) 
     after = read_service(calibrations, MODELS)
     assert after.launch_ratio == pytest.approx({mode: 2 * ratio for mode, ratio in before.launch_ratio.items()})
     assert after.overheads.egress_per_seq_ns == pytest.approx(2 * before.overheads.egress_per_seq_ns, abs=2)
+
+
+def test_a_slower_host_is_no_part_of_what_service_adds(calibrations: Path, tmp_path: Path) -> None:
+    """Its launches are told apart from the service's by what was timed on both hosts."""
+    before = read_service(calibrations, MODELS).launch_ratio
+    models = tmp_path / "models"
+    profile = Path("h100-sxm") / "r1-distill-qwen-7b" / "bf16-kv_auto-tp1.json"
+    (models / profile).parent.mkdir(parents=True)
+    raw = Raw.read(MODELS / profile)
+    told = raw.meta | {"machine": raw.meta["machine"] | {"python_us": 30.0, "launch_us": 2.0}}
+    replace(raw, profile_json=json.dumps(told)).write(models / profile)
+    meta = calibrations / NAME / "meta.json"
+    for host, slower in (({"python_us": 60.0, "launch_us": 4.0}, 2.0), ({"launch_us": 3.0}, 1.5), ({}, 1.0)):
+        meta.write_text(json.dumps(json.loads(meta.read_text()) | {"host": host}))
+        after = read_service(calibrations, models).launch_ratio
+        assert after == pytest.approx({mode: ratio / slower for mode, ratio in before.items()})
 
 
 def test_a_way_that_grows_with_the_batch_is_found(calibrations: Path) -> None:

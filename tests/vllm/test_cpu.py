@@ -135,6 +135,13 @@ def test_the_trace_says_what_was_served(trace: Path) -> None:
     assert 0 < overheads["egress_s"] < 1
 
 
+def test_profile_and_trace_tell_how_fast_their_host_is(profile: Path, trace: Path) -> None:
+    """Here it is the same one; others may be at work on it."""
+    profiled = json.loads((profile / "profile.json").read_text())["machine"]["python_us"]
+    served = json.loads((trace / "meta.json").read_text())["host"]["python_us"]
+    assert profiled / 4 < served < profiled * 4
+
+
 def test_one_engine_start_records_several_traces(tmp_path: Path, profile: Path) -> None:
     traffic = (
         "workload.lengths.max_tokens=96",
@@ -234,6 +241,7 @@ def test_through_the_server_the_same_is_recorded(tmp_path: Path) -> None:
     meta = json.loads((tmp_path / "meta.json").read_text())
     assert "HTTP client" in meta["client"]
     assert meta["engine"]["num_gpu_blocks"] > 2
+    assert meta["host"]["python_us"] > 0
     assert 0 < meta["overheads"]["ingress_s"] < 1
 
 
