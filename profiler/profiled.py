@@ -27,6 +27,9 @@ LONG_PROMPT_TOKENS = 1024
 SAME = ("point", "kind", "graph_mode", "padded_tokens", "prefill_seqs", "prefill_tokens", "decode_seqs", "verify_tokens")
 """What the steps of one row share."""
 
+TOO_LONG = 1.25
+"""Times the quickest of its like, from which on a step is taken to have waited for its launch: repeats lie within a tenth."""
+
 BEHIND = 0.25
 """Share of a held step's GPU time that is left when its launch ends, from which on the GPU is taken to never have waited."""
 
@@ -117,7 +120,10 @@ def _without_gaps(steps: pd.DataFrame) -> pd.Series[bool]:
     """
     if "behind_s" not in steps:
         return steps["queued"]
-    return steps["queued"] | ((steps["hold_s"] > 0) & (steps["behind_s"] > BEHIND * steps["gpu_s"]))
+    known = steps["queued"] | ((steps["hold_s"] > 0) & (steps["behind_s"] > BEHIND * steps["gpu_s"]))
+    # Now and then a launch is held up for longer than its hold; with few kernels left, the GPU ends long after it, too.
+    like = [name for name in SAME if name in steps]
+    return known & (steps["gpu_s"] < TOO_LONG * steps["gpu_s"].where(known).groupby([steps[name] for name in like]).transform("min"))
 
 
 def _timed(steps: pd.DataFrame, gpu_known: pd.Series[bool], sampling: Sampling | None) -> pd.DataFrame:

@@ -141,6 +141,18 @@ def test_rows_with_gaps_count_for_the_launch_only(profile: Path) -> None:
     assert np.allclose(table["gpu_ns"], expected, rtol=0, atol=51)
 
 
+def test_a_launch_that_outlasted_its_hold_does_not_count(profile: Path) -> None:
+    """The GPU waited for it, though it ended long after it: its like were much quicker."""
+    steps = pd.read_csv(profile / "steps.csv.gz").assign(launch_end_s=1.0, update_s=2.0)
+    held = steps[(steps["hold_s"] > 0) & (steps["prefill_seqs"] > 0)].iloc[[0]]
+    for waited, counts in ((1.1, True), (1.8, False)):
+        late = held.assign(gpu_s=held["gpu_s"] * waited, queued=False)
+        pd.concat([steps, late]).to_csv(profile / "steps.csv.gz", index=False)
+        table = from_raw(Raw.read(profile)).table.set_index("point")
+        singles = table.loc[held["point"].item(), "single_gpu_ns"]
+        assert (max(singles) / min(singles) == pytest.approx(waited, rel=1e-3)) is counts
+
+
 def test_decodes_beside_long_prompts_are_left_out(profile: Path) -> None:
     steps = pd.read_csv(profile / "steps.csv.gz")
     for chunk, kept in ((LONG_PROMPT_TOKENS, True), (LONG_PROMPT_TOKENS + 1, False)):
