@@ -30,8 +30,6 @@ NEARBY, USUAL, BORDER, FAR = 0.01, 0.1, 0.3, 1.0
 """How different neighbours are, as the logarithm of their ratio: at least; where `NEIGHBOUR` is meant for; in different tiles; at most."""
 
 PRODUCTS = "matrix products by themselves"
-BESIDE_PRODUCTS = ("weights read", "rows")
-"""Of the shapes, those that a step's other kernels add to measured products."""
 
 Shape = Callable[[Float64], Float64]
 Products = tuple[Int64, Float64]
@@ -71,6 +69,14 @@ SHAPES: Mapping[str, Shape] = {
 }
 """What a table looks like if nothing is measured but a few sizes: a sum of these functions of the batch size, fitted with the entries."""
 
+BESIDE_PRODUCTS: Mapping[str, Shape] = {
+    **{name: SHAPES[name] for name in ("weights read", "rows")},
+    "less in a graph": lambda sizes: -np.ones_like(sizes),
+    "less a row in a compiled graph": lambda sizes: -sizes,
+}
+"""What tells a step from its products by themselves: its other kernels, and that compiled ones do some of the products' work in passing
+(vLLM 0.26 rounds inputs to fp8 in the kernel before, `compilation/passes/fusion`)."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -105,9 +111,7 @@ class Table:
         least = np.array([times_ns[rows][sizes[rows] == size].min() for size in measured])
         # The quickest step of this or any larger size.
         rising = np.minimum.accumulate(least[::-1])[::-1]
-        shapes = (
-            dict(SHAPES) if products is None else {name: SHAPES[name] for name in BESIDE_PRODUCTS} | {PRODUCTS: _interpolated(*products)}
-        )
+        shapes = dict(SHAPES if products is None else {**BESIDE_PRODUCTS, PRODUCTS: _interpolated(*products)})
         return cls(tuple(knots), pits, shapes, frozenset(measured.tolist()), tuple(np.interp(knots, measured, rising).tolist()))
 
     @property

@@ -46,12 +46,14 @@ def erratic_ns(sizes: np.ndarray) -> np.ndarray:
     return (2e6 + 2e4 * sizes) * (1 + 0.3 * np.random.default_rng(0).random(200)[sizes // 60])
 
 
-def test_between_measured_sizes_steps_follow_their_products_by_themselves() -> None:
+@pytest.mark.parametrize(("one_ns", "row_ns"), [(1e6, 300), (-5e5, -2000)])
+def test_between_measured_sizes_steps_follow_their_products_by_themselves(one_ns: float, row_ns: float) -> None:
+    """Whether a step adds to them, or does some of their work in passing."""
     measured = np.array([1, 16, 64, 128, 192, 256, 384, 512, 709, 971, 1330, 1821, 2131, 2917, 4096, 5470, 8192])
     timed = np.array(sorted({*range(1, 60, 4), *range(60, 8192, 60), *range(59, 8192, 60), 8192}))
-    times_ns = 1.1 * erratic_ns(measured) + 1e6 + 300 * measured
+    times_ns = 1.1 * erratic_ns(measured) + one_ns + row_ns * measured
     between = np.array([150, 250, 320, 500, 600, 760, 800, 1100, 1500, 2300, 3500, 5000, 7000])
-    expected_ns = 1.1 * erratic_ns(between) + 1e6 + 300 * between
+    expected_ns = 1.1 * erratic_ns(between) + one_ns + row_ns * between
     errors = []
     for products in (None, (timed, erratic_ns(timed))):
         table = Table.of(measured, times_ns, products=products)
