@@ -19,7 +19,7 @@ DASHES = {1: "solid", 2: "dash", 4: "dashdot", 8: "longdash"}
 """Of a line, by GPUs of a replica."""
 BEYOND = 0.35
 """Opacity where the pool no longer holds the batch."""
-LABEL_APART = 1.35
+LABEL_APART = 2.0
 """Least ratio of two sizes whose labels do not run into each other."""
 DECODE, DECODE_RATIO, PREFILL, PREFILL_RATIO, TOKENS, POOL = ((row, column) for row in (1, 2, 3) for column in (1, 2))
 
