@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from profiler.points import LIFE_STEPS, Kind, Limits, Point, ranks
+from profiler.tables import TILE, borders
 from profiler.verify_grid import verify_steps
 
 BATCHES = (1, 4, 16, 32, 64, 128, 256, 512, 768, 1024)
@@ -34,8 +35,6 @@ SAMPLED = (1, 2, 7, 8, 16, 64, 128, 132, 133, 264, 265, 396, 397, 528, 529, 1024
 ENERGY_BATCHES = (1, 16, 64, 128, 256, 512)
 PRODUCTS_APART = 1.025
 """Ratio of two sizes at which matrix products are timed by themselves, where no graph pads to sizes of its own."""
-TILE, LAST_TILE = 128, 2048
-"""Rows of a product's tile, and up to where its last and the next one's first row are both timed."""
 
 
 def grid(limits: Limits, kinds: Sequence[Kind]) -> list[Point]:
@@ -102,9 +101,8 @@ def _energy() -> Iterator[tuple[Point, int]]:
 
 def _products(limits: Limits) -> Iterator[tuple[Point, int]]:
     padded, most = max(limits.graph_sizes, default=0), limits.max_num_scheduled_tokens
-    borders = (row for tile in range(TILE, LAST_TILE + 1, TILE) for row in (tile, tile + 1))
     spread = (round(PRODUCTS_APART**i) for i in range(math.ceil(math.log(most, PRODUCTS_APART))))
-    for rows in sorted({*limits.graph_sizes, *(row for row in chain(borders, spread, [most]) if padded < row <= most)}):
+    for rows in sorted({*limits.graph_sizes, *(row for row in chain(borders(TILE, most), spread, [most]) if padded < row <= most)}):
         # They take little time, and what is known of every step's products helps the least of grids most.
         yield Point("product", num_chunks=1, chunk=rows), 0
 

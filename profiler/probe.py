@@ -10,8 +10,7 @@ stream busy until the launch is over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -126,7 +125,7 @@ class WorkerExtension:
     def probe_products(self: Any, rows: int) -> float | None:
         """Seconds that the layers' matrix products of so many rows take by themselves; None: not to be had."""
         if self.probe.products is None:
-            self.probe.products = Products(self.model_runner.get_model(), self.model_config.dtype, self.probe.timing)
+            self.probe.products = Products(self.model_runner.get_model(), self.model_config.dtype, self.probe.seconds_of)
         seconds: float | None = self.probe.products.seconds(rows)
         return seconds
 
@@ -222,16 +221,19 @@ class Probe:
         end.synchronize()
         return float(_HOLD_CYCLES / (begin.elapsed_time(end) / 1e3))
 
-    @contextmanager
-    def timing(self, hold_s: float) -> Iterator[Callable[[], float]]:
-        """Times the work of the block on the GPU, which is held busy for `hold_s` before; gives what tells the seconds afterwards."""
+    def _hold(self, seconds: float) -> None:
+        if self.on_gpu and seconds:
+            torch.cuda._sleep(int(seconds * self._cycles_per_s))  # noqa: SLF001
+
+    def seconds_of(self, work: Callable[[], None], hold_s: float) -> float:
+        """What the GPU takes for `work`, which is launched while it is held busy for `hold_s`."""
+        self._hold(hold_s)
+        begin = self._mark()
+        work()
+        end = self._mark()
         if self.on_gpu:
-            torch.cuda._sleep(int(hold_s * self._cycles_per_s))  # noqa: SLF001
-        marks = [self._mark()]
-        yield lambda: self._between(*marks)
-        marks.append(self._mark())
-        if self.on_gpu:
-            marks[1].synchronize()
+            end.synchronize()
+        return self._between(begin, end)
 
     def give_logits(self, peaked: bool) -> None:
         """Prepared logits for the sampler; of the model's own form, which is known once it has computed some."""
@@ -267,8 +269,7 @@ class Probe:
             return self._execute(scheduler_output, *args, **kwargs)
         held = self.on_gpu and (bool(scheduler_output.scheduled_new_reqs) or not self.hold_only_joined)
         step = self._now = _Timed(self.hold_s if held else 0.0)
-        if step.hold_s:
-            torch.cuda._sleep(int(step.hold_s * self._cycles_per_s))  # noqa: SLF001
+        self._hold(step.hold_s)
         step.marks.append(self._mark())
         step.entered_s = perf_counter()
         try:

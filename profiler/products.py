@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -21,8 +20,8 @@ LAYERS = 4
 REPEATS = 3
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
-Timing = Callable[[float], AbstractContextManager[Callable[[], float]]]
-"""Of seconds to hold the GPU before: a block whose work is timed; what it gives tells the seconds when the block is over."""
+SecondsOf = Callable[[Callable[[], None], float], float]
+"""(work, seconds for which the GPU is held busy before) → what the GPU takes for it."""
 
 
 class Products:
@@ -32,7 +31,7 @@ class Products:
     them: how many rows each gets is the router's business.
     """
 
-    def __init__(self, model: torch.nn.Module, dtype: torch.dtype, timing: Timing) -> None:
+    def __init__(self, model: torch.nn.Module, dtype: torch.dtype, seconds_of: SecondsOf) -> None:
         from vllm.model_executor.layers.linear import LinearBase
 
         by_layer: dict[int, list[Any]] = {}
@@ -43,7 +42,7 @@ class Products:
         taken = [numbers[i * len(numbers) // LAYERS] for i in range(LAYERS)] if len(numbers) > LAYERS else numbers
         self._linears = [module for number in taken for module in by_layer[number]]
         self._share = len(taken) / max(len(numbers), 1)
-        self._dtype, self._timing = dtype, timing
+        self._dtype, self._seconds_of = dtype, seconds_of
 
     def seconds(self, rows: int) -> float | None:
         """What all layers' products of so many rows take; None: the model has none, or there is no memory for them."""
@@ -56,18 +55,13 @@ class Products:
             begin_s = perf_counter()
             self._run(inputs)
             launch_s = perf_counter() - begin_s
-            return median(self._timed(inputs, 1.3 * launch_s + 1e-4) for _ in range(REPEATS)) / self._share
+            return median(self._seconds_of(lambda: self._run(inputs), 1.3 * launch_s + 1e-4) for _ in range(REPEATS)) / self._share
         except torch.OutOfMemoryError:
             return None
 
     def _run(self, inputs: dict[int, torch.Tensor]) -> None:
         for linear in self._linears:
             linear.quant_method.apply(linear, inputs[_width(linear)], None if linear.skip_bias_add else linear.bias)
-
-    def _timed(self, inputs: dict[int, torch.Tensor], hold_s: float) -> float:
-        with self._timing(hold_s) as seconds:
-            self._run(inputs)
-        return seconds()
 
 
 def _width(linear: Any) -> int:

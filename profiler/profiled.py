@@ -55,16 +55,8 @@ class Profiled:
     """What follows the forward pass; None: `gpu_ns` is the whole step's, and `sample_ns` is 0."""
     prepare_ns: float | None
     """From the begin of a launch to the first kernel, where the GPU waited for it; None: never seen."""
-
-    @property
-    def products(self) -> Times | None:
-        """What the layers' matrix products take by themselves, by rows; None: they were not measured."""
-        times_s = {Point.parse(point["point"]).chunk: point.get("products_s") for point in self.meta.get("points") or []}
-        known = sorted((rows, s) for rows, s in times_s.items() if s)
-        if len(known) < 2:
-            return None
-        rows, seconds = zip(*known, strict=True)
-        return np.array(rows, np.int64), np.array(seconds) * 1e9
+    products: Times | None
+    """What the layers' matrix products take by themselves, by rows; None: not measured."""
 
     def features(self) -> StepFeatures:
         """Columns int64[k]."""
@@ -109,7 +101,15 @@ def from_raw(raw: Raw, after: Raw | None = None) -> Profiled:
         sampling = Sampling.of(after.steps)
     steps = steps.assign(decode_idle_tokens=idle_tokens(steps, attention_of(meta)))
     table = _rows(_timed(steps, gpu_known, sampling))
-    return Profiled(meta, table, raw.sha256, sampling, _prepare_ns(steps, table) if on_gpu else None)
+    return Profiled(meta, table, raw.sha256, sampling, _prepare_ns(steps, table) if on_gpu else None, _products(meta))
+
+
+def _products(meta: dict[str, Any]) -> Times | None:
+    points = [point for point in meta.get("points") or [] if point["kind"] == "product" and point["products_s"] is not None]
+    if not points:
+        return None
+    rows, seconds = zip(*sorted((Point.parse(point["point"]).chunk, point["products_s"]) for point in points), strict=True)
+    return np.array(rows, np.int64), np.array(seconds, np.float64) * 1e9
 
 
 def _without_gaps(steps: pd.DataFrame) -> pd.Series[bool]:

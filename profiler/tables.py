@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from profiler.sampling import Times
+
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
@@ -32,8 +34,6 @@ NEARBY, USUAL, BORDER, FAR = 0.01, 0.1, 0.3, 1.0
 PRODUCTS = "matrix products by themselves"
 
 Shape = Callable[[Float64], Float64]
-Products = tuple[Int64, Float64]
-"""Sizes, rising, and nanoseconds."""
 Prior = tuple[tuple[str, float], ...]
 """A weighted sum of coefficients that should be 0: (term, weight) of each."""
 
@@ -97,7 +97,7 @@ class Table:
 
     @classmethod
     def of(
-        cls, sizes: Int64, times_ns: Float64, pits: Iterable[int] = (), without: Iterable[int] = (), products: Products | None = None
+        cls, sizes: Int64, times_ns: Float64, pits: Iterable[int] = (), without: Iterable[int] = (), products: Times | None = None
     ) -> Table:
         """A table for steps of these padded sizes, int64[k], and times, float64[k]; knots in `without` are not needed.
 
@@ -131,7 +131,7 @@ class Table:
         about = np.array(self.about_ns)
         shapes = np.column_stack([of(np.array(self.knots, np.float64)) for of in self.shapes.values()]) / about[:, None]
         # Of products at hundreds of sizes, those between measured ones follow these.
-        alone = [i for i, knot in enumerate(self.knots) if knot in self.measured or PRODUCTS not in self.shapes]
+        alone = [i for i, knot in enumerate(self.knots) if knot in self.measured or not self._follows_products]
         rows: list[Prior] = [self._row(shapes[i], ((self.entries[i], 1 / about[i]),), SHAPE) for i in alone]
         for i, (low, high) in enumerate(zip(self.entries, self.entries[1:], strict=False)):
             weight = NEIGHBOUR / math.sqrt(self._apart(self.knots[i], self.knots[i + 1]) / USUAL)
@@ -146,10 +146,14 @@ class Table:
         expected = ((name, -weight * float(value)) for name, value in zip(self.shapes, shapes, strict=True))
         return (*((term, weight * float(value)) for term, value in entries), *expected)
 
+    @property
+    def _follows_products(self) -> bool:
+        return PRODUCTS in self.shapes
+
     def _apart(self, low: int, high: int) -> float:
         """How different two sizes are: by their ratio, and by whether they take the same tiles, unless that was measured."""
         ratio = math.log(high / low)
-        return min(max(ratio, NEARBY if PRODUCTS in self.shapes or _tile(low) == _tile(high) else BORDER), FAR)
+        return min(max(ratio, NEARBY if self._follows_products or _tile(low) == _tile(high) else BORDER), FAR)
 
     @property
     def _beyond(self) -> str:
@@ -157,7 +161,7 @@ class Table:
 
     def pits_in(self, coefficients: Sequence[float]) -> tuple[int, ...]:
         """Captured sizes, of those measured, whose fitted entry lies far above both measured neighbours'; none where products tell."""
-        if PRODUCTS in self.shapes:
+        if self._follows_products:
             return ()
         measured = [i for i, knot in enumerate(self.knots) if knot in self.measured and knot <= LARGEST_GRAPH]
         triples = zip(measured, measured[1:], measured[2:], strict=False)
@@ -176,16 +180,16 @@ class Table:
 
 
 def _knots(measured: list[int]) -> list[int]:
-    borders = {border for tile in TILES for border in _borders(tile, measured[-1]) if measured[0] < border < measured[-1]}
+    ends = {border for tile in TILES for border in borders(tile, measured[-1]) if measured[0] < border < measured[-1]}
     knots: list[int] = []
-    for size in sorted({*measured, *borders}):
+    for size in sorted({*measured, *ends}):
         near = bool(knots) and size - knots[-1] < NEXT and _tile(size) == _tile(knots[-1])
         if not near or size == measured[-1]:
             knots.append(size)
     return knots
 
 
-def _borders(tile: int, largest: int) -> Iterable[int]:
+def borders(tile: int, largest: int) -> Iterable[int]:
     """The last size of each tile, and the first of the next."""
     for last in range(tile, min(largest, TILES[tile]) + 1, tile):
         yield last
