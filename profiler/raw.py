@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,23 @@ class Raw:
         return cls(json.dumps(meta, separators=(",", ":")), text)
 
     def write(self, artifact: Path) -> None:
-        """Writes `<artifact>.profile.json.gz` and `<artifact>.steps.csv.gz`; the same measurements give the same bytes.
+        """Writes `<artifact>.profile.json.gz` and `<artifact>.steps.csv.gz`; what lies there already stays, as `profiler.pack` left it.
 
         Raises:
             UserError: the place cannot be written.
         """
         for name, text in (("profile.json", self.profile_json), ("steps.csv", self.steps_csv)):
-            write_bytes(artifact.with_suffix(f".{name}.gz"), gzip.compress(text.encode(), mtime=0))
+            path, content = artifact.with_suffix(f".{name}.gz"), text.encode()
+            if _content(path) != content:
+                write_bytes(path, gzip.compress(content, mtime=0))
+
+
+def _content(path: Path) -> bytes | None:
+    """What is packed in the file; None: no such file, or one that is damaged."""
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error):
+        return None
 
 
 def after_of(artifact: Path) -> Raw | None:

@@ -1,5 +1,6 @@
 """A cost model from a profile: what is put into made-up measurements comes out again."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -225,6 +226,19 @@ def test_an_artifact_is_fitted_again_to_the_measurements_beside_it(profile: Path
     assert main([f"profile={path}", f"models={tmp_path / 'models'}"]) == 0
     assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == first
     assert len(first) == 3
+
+
+def test_packed_measurements_stay_packed(profile: Path, tmp_path: Path) -> None:
+    assert main([f"profile={profile}", f"models={tmp_path}"]) == 0
+    path = tmp_path / "h100-sxm" / "r1-distill-qwen-32b" / "awq-kv_auto-tp1.json"
+    steps = path.with_suffix(".steps.csv.gz")
+    otherwise_packed = gzip.compress(gzip.decompress(steps.read_bytes()), compresslevel=1, mtime=1)
+    steps.write_bytes(otherwise_packed)
+    assert main([f"profile={path}", f"models={tmp_path}"]) == 0
+    assert steps.read_bytes() == otherwise_packed
+    steps.write_bytes(otherwise_packed[:-20])
+    assert main([f"profile={profile}", f"models={tmp_path}"]) == 0
+    assert gzip.decompress(steps.read_bytes()) == gzip.decompress(otherwise_packed)
 
 
 SHIPPED = [path for path in artifacts() if path.with_suffix(".steps.csv.gz").is_file()]
