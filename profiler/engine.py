@@ -192,16 +192,6 @@ class Engine:
         timed = [max(rows, key=lambda row: row["gpu_s"]) for rows in zip(*workers, strict=True)]
         return [step.row() | row for step, row in zip(steps, timed, strict=True)]
 
-    def products_s(self, rows: int) -> float | None:
-        """What the matrix products of the model's layers take by themselves, with so many rows; None: not to be had.
-
-        With several GPUs, those of the one that took longest.
-        """
-        with failures("vLLM failed at a matrix product"):
-            seconds: list[float | None] = self._rpc("probe_products", rows)
-        known = [s for s in seconds if s is not None]
-        return max(known) if len(known) == len(seconds) else None
-
     def memory(self) -> dict[str, Any]:
         """The first worker's account of its memory."""
         report: dict[str, Any] = self._rpc("probe_memory")[0]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from profiler.attention import ChunkAttention, heads_of
 from profiler.fit import Mode, StepTimeRegressor
 from profiler.profiled import Profiled
-from profiler.tables import Table
+from profiler.tables import SHAPES, Table
 
 Float64 = NDArray[np.float64]
 
@@ -56,9 +56,9 @@ def fit_gpu_time(rows: Profiled) -> StepTimeRegressor:
     def fitted(table: Table) -> StepTimeRegressor:
         at_ns = np.interp(chunk_attention.chunks, table.knots, table.about_ns).tolist()
         terms, priors = (*table.terms, *TERMS, *chunk_attention.terms), (*table.priors, *chunk_attention.priors(at_ns))
-        model = StepTimeRegressor(terms, MODE_TERMS, window=1, priors=priors, latent=tuple(table.shapes))
+        model = StepTimeRegressor(terms, MODE_TERMS, window=1, priors=priors, latent=tuple(SHAPES))
         return model.fit(rows.matrix, times_ns)
 
-    table = Table.of(sizes, times_ns, products=rows.products)
+    table = Table.of(sizes, times_ns)
     coefficients = fitted(table).coef_.tolist()
-    return fitted(Table.of(sizes, times_ns, table.pits_in(coefficients), table.straight_in(coefficients), rows.products))
+    return fitted(Table.of(sizes, times_ns, table.pits_in(coefficients), table.straight_in(coefficients)))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
 from profiler.points import LIFE_STEPS, Kind, Limits, Point, ranks
-from profiler.tables import TILE, borders
 from profiler.verify_grid import verify_steps
 
 BATCHES = (1, 4, 16, 32, 64, 128, 256, 512, 768, 1024)
@@ -33,16 +31,13 @@ SAMPLED = (1, 2, 7, 8, 16, 64, 128, 132, 133, 264, 265, 396, 397, 528, 529, 1024
 """Below 8 sequences the sampler sorts; from there on a kernel takes one on each multiprocessor, 132, at a time
 (vLLM 0.26 `v1/sample/ops/topk_topp_sampler.py`, `topk_topp_triton.py`)."""
 ENERGY_BATCHES = (1, 16, 64, 128, 256, 512)
-PRODUCTS_APART = 1.025
-"""Ratio of two sizes at which matrix products are timed by themselves, where no graph pads to sizes of its own."""
 
 
 def grid(limits: Limits, kinds: Sequence[Kind]) -> list[Point]:
     """All points of `kinds` that the engine can run, coarse to fine."""
     ranked: dict[Point, int] = {}
     plain = chain(_decode(limits), _prefill(limits), _mixed(), _sampling(), _energy())
-    steps = verify_steps(limits.tokens_per_decode) if limits.tokens_per_decode > 1 else plain
-    for point, rank in chain(steps, _products(limits)):
+    for point, rank in verify_steps(limits.tokens_per_decode) if limits.tokens_per_decode > 1 else plain:
         if point.kind in kinds and point.possible(limits):
             ranked[point] = min(rank, ranked.get(point, rank))
     return _interleave(ranked)
@@ -97,14 +92,6 @@ def _sampling() -> Iterator[tuple[Point, int]]:
 def _energy() -> Iterator[tuple[Point, int]]:
     for batch, b in ranks(ENERGY_BATCHES):
         yield Point("energy", batch, 2048), b
-
-
-def _products(limits: Limits) -> Iterator[tuple[Point, int]]:
-    padded, most = max(limits.graph_sizes, default=0), limits.max_num_scheduled_tokens
-    spread = (round(PRODUCTS_APART**i) for i in range(math.ceil(math.log(most, PRODUCTS_APART))))
-    for rows in sorted({*limits.graph_sizes, *(row for row in chain(borders(TILE, most), spread, [most]) if padded < row <= most)}):
-        # They take little time, and what is known of every step's products helps the least of grids most.
-        yield Point("product", num_chunks=1, chunk=rows), 0
 
 
 def _interleave(ranked: dict[Point, int]) -> list[Point]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 from profiler.engine import Engine
-from profiler.errors import EngineError
 from profiler.nvml import Nvml
 from profiler.points import Point
 
@@ -29,7 +27,7 @@ Row = dict[str, Any]
 
 
 def measure(engine: Engine, point: Point, sensors: Nvml) -> dict[str, Any]:
-    """Measures `point`: its fields, `rows` (a step each), and the sensors' readings; of matrix products `products_s` alone."""
+    """Measures `point`: its fields, `rows` (a step each), and the sensors' readings."""
     how: dict[str, Callable[[Engine, Point], list[Row]]] = {
         "decode": _decode,
         "prefill": _prefill,
@@ -37,16 +35,7 @@ def measure(engine: Engine, point: Point, sensors: Nvml) -> dict[str, Any]:
         "sampling": _sampling,
         "energy": _energy,
     }
-    begin_s = perf_counter()
-    if point.kind == "product":
-        return {
-            "point": point.name,
-            "kind": point.kind,
-            "rows": [],
-            "products_s": _products_s(engine, point),
-            "took_s": perf_counter() - begin_s,
-        }
-    begin_j = sensors.energy_j()
+    begin_s, begin_j = perf_counter(), sensors.energy_j()
     rows = how[point.kind](engine, point)
     state, end_j = sensors.state(), sensors.energy_j()
     return {
@@ -57,14 +46,6 @@ def measure(engine: Engine, point: Point, sensors: Nvml) -> dict[str, Any]:
         "energy_j": None if begin_j is None or end_j is None else end_j - begin_j,
         **state,
     }
-
-
-def _products_s(engine: Engine, point: Point) -> float | None:
-    try:
-        return engine.products_s(point.chunk)
-    except EngineError as error:  # the steps can be fitted without
-        sys.stderr.write(f"{point.name} is missing: {error}\n")
-        return None
 
 
 def _decode(engine: Engine, point: Point) -> list[Row]:
@@ -173,7 +154,6 @@ def _hold_s(rows: list[Row]) -> float:
     return 1.3 * longest_s + 1e-3
 
 
-def summary(measured: dict[str, Any]) -> str:
-    """One line for the progress bar: the step's median GPU time, or that of matrix products."""
-    times_s = [row["gpu_s"] for row in measured["rows"]] or [measured.get("products_s")]
-    return "nothing" if times_s[0] is None else f"{1e3 * median(times_s):.2f} ms"
+def summary(rows: list[Row]) -> str:
+    """One line for the progress bar: the step's median GPU time."""
+    return f"{1e3 * median(row['gpu_s'] for row in rows):.2f} ms" if rows else "nothing"

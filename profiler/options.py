@@ -93,7 +93,7 @@ class Profile(Strict):
     sampling: Sampling
     budget_s: float | None = Field(gt=0)
     """For the whole run, engine start included; None: as long as it takes."""
-    kinds: list[Literal["decode", "prefill", "mixed", "sampling", "energy", "product"]]
+    kinds: list[Literal["decode", "prefill", "mixed", "sampling", "energy"]]
     seed: int
     out: Path | None
     verbose: bool

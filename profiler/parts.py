@@ -61,7 +61,9 @@ class Parts:
 
     def steps(self) -> pd.DataFrame:
         """A row a step, with its point's name and kind before the step's own columns."""
-        frames = [pd.DataFrame(point["steps"]).assign(point=point["point"], kind=point["kind"]) for point in self.points if point["steps"]]
+        # A point without steps (older files have such, of a kind that is measured no more) would make floats of the others' integers.
+        points = [point for point in self.points if point["steps"]]
+        frames = [pd.DataFrame(point["steps"]).assign(point=point["point"], kind=point["kind"]) for point in points]
         frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["point", "kind"])
         return frame[["point", "kind", *(column for column in frame if column not in ("point", "kind"))]]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal, TypeVar, cast
 
-Kind = Literal["decode", "prefill", "mixed", "sampling", "energy", "product"]
+Kind = Literal["decode", "prefill", "mixed", "sampling", "energy"]
 Shape = Literal["equal", "spread", "one_long", "traffic"]
 
 T = TypeVar("T")
@@ -108,9 +108,7 @@ class Point:
         return [self.context] * self.batch
 
     def possible(self, limits: Limits) -> bool:
-        """Whether the engine can run it as one step; matrix products by themselves need no sequence."""
-        if self.kind == "product":
-            return self.chunk <= limits.max_num_scheduled_tokens
+        """Whether the engine can run it as one step."""
         chunk_tokens = self.num_chunks * self.chunk
         tokens = self.batch * limits.tokens_per_decode + chunk_tokens
         sequences = [*self.contexts, *([self.start + self.chunk] * self.num_chunks)]

@@ -19,7 +19,6 @@ import torch
 from profiler.eagle import keep_own_lm_head
 from profiler.host import host_speed
 from profiler.logits import peaked_logits
-from profiler.products import Products
 from profiler.stop import leave_process_group
 
 keep_own_lm_head()  # vLLM imports this module in each of its workers before it loads a model there
@@ -121,14 +120,6 @@ class WorkerExtension:
         parameters = self.model_runner.get_model().parameters()
         return any(parameter.element_size() == 1 or not parameter.is_floating_point() for parameter in parameters)
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch ships no types here
-    def probe_products(self: Any, rows: int) -> float | None:
-        """Seconds that the layers' matrix products of so many rows take by themselves; None: not to be had."""
-        if self.probe.products is None:
-            self.probe.products = Products(self.model_runner.get_model(), self.model_config.dtype, self.probe.seconds_of)
-        seconds: float | None = self.probe.products.seconds(rows)
-        return seconds
-
     def probe_host(self: Any) -> dict[str, float]:
         """How fast this worker's host is."""
         return host_speed(self.device)
@@ -184,7 +175,6 @@ class Probe:
         self.on_gpu = worker.device.type == "cuda" and events
         self.hold_s, self.hold_only_joined = 0.0, False
         self.steps: list[_Timed] = []
-        self.products: Products | None = None
         self._peaked = False
         self._now: _Timed | None = None
         self._previous: _Timed | None = None
@@ -221,20 +211,6 @@ class Probe:
         end.synchronize()
         return float(_HOLD_CYCLES / (begin.elapsed_time(end) / 1e3))
 
-    def _hold(self, seconds: float) -> None:
-        if self.on_gpu and seconds:
-            torch.cuda._sleep(int(seconds * self._cycles_per_s))  # noqa: SLF001
-
-    def seconds_of(self, work: Callable[[], None], hold_s: float) -> float:
-        """What the GPU takes for `work`, which is launched while it is held busy for `hold_s`."""
-        self._hold(hold_s)
-        begin = self._mark()
-        work()
-        end = self._mark()
-        if self.on_gpu:
-            end.synchronize()
-        return self._between(begin, end)
-
     def give_logits(self, peaked: bool) -> None:
         """Prepared logits for the sampler; of the model's own form, which is known once it has computed some."""
         self._peaked, self._given = peaked, None
@@ -269,7 +245,8 @@ class Probe:
             return self._execute(scheduler_output, *args, **kwargs)
         held = self.on_gpu and (bool(scheduler_output.scheduled_new_reqs) or not self.hold_only_joined)
         step = self._now = _Timed(self.hold_s if held else 0.0)
-        self._hold(step.hold_s)
+        if step.hold_s:
+            torch.cuda._sleep(int(step.hold_s * self._cycles_per_s))  # noqa: SLF001
         step.marks.append(self._mark())
         step.entered_s = perf_counter()
         try:

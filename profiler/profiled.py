@@ -10,9 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from profiler.idle import attention_of, idle_tokens
-from profiler.points import Point
 from profiler.raw import Raw
-from profiler.sampling import Sampling, Times, sampled_tokens
+from profiler.sampling import Sampling, sampled_tokens
 from profiler.steps import as_matrix
 from simulator.engine import GraphMode
 from simulator.features import StepFeatures
@@ -55,8 +54,6 @@ class Profiled:
     """What follows the forward pass; None: `gpu_ns` is the whole step's, and `sample_ns` is 0."""
     prepare_ns: float | None
     """From the begin of a launch to the first kernel, where the GPU waited for it; None: never seen."""
-    products: Times | None
-    """What the layers' matrix products take by themselves, by rows; None: not measured."""
 
     def features(self) -> StepFeatures:
         """Columns int64[k]."""
@@ -101,15 +98,7 @@ def from_raw(raw: Raw, after: Raw | None = None) -> Profiled:
         sampling = Sampling.of(after.steps)
     steps = steps.assign(decode_idle_tokens=idle_tokens(steps, attention_of(meta)))
     table = _rows(_timed(steps, gpu_known, sampling))
-    return Profiled(meta, table, raw.sha256, sampling, _prepare_ns(steps, table) if on_gpu else None, _products(meta))
-
-
-def _products(meta: dict[str, Any]) -> Times | None:
-    points = [point for point in meta.get("points") or [] if point["kind"] == "product" and point["products_s"] is not None]
-    if not points:
-        return None
-    rows, seconds = zip(*sorted((Point.parse(point["point"]).chunk, point["products_s"]) for point in points), strict=True)
-    return np.array(rows, np.int64), np.array(seconds, np.float64) * 1e9
+    return Profiled(meta, table, raw.sha256, sampling, _prepare_ns(steps, table) if on_gpu else None)
 
 
 def _without_gaps(steps: pd.DataFrame) -> pd.Series[bool]:

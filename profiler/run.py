@@ -46,7 +46,7 @@ def run(profile: Profile, device: str, begin_s: float, interruption: Interruptio
         if perf_counter() > until_s:
             break
         measured = measure(engine, point, sensors)
-        bar.set_description(f"{point.name}: {summary(measured)}", refresh=False)
+        bar.set_description(f"{point.name}: {summary(measured['rows'])}", refresh=False)
         parts.add(measured)
         interruption.check()
     bar.close()

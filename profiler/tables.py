@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from profiler.sampling import Times
-
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
@@ -31,35 +29,27 @@ NEIGHBOUR, SHAPE = 0.25, 0.2
 NEARBY, USUAL, BORDER, FAR = 0.01, 0.1, 0.3, 1.0
 """How different neighbours are, as the logarithm of their ratio: at least; where `NEIGHBOUR` is meant for; in different tiles; at most."""
 
-PRODUCTS = "matrix products by themselves"
-
-Shape = Callable[[Float64], Float64]
 Prior = tuple[tuple[str, float], ...]
 """A weighted sum of coefficients that should be 0: (term, weight) of each."""
 
 
-def _beyond(knot: int) -> Shape:
+def _beyond(knot: int) -> Callable[[Float64], Float64]:
     return lambda sizes: np.maximum(sizes - knot, 0.0)
 
 
-def _rounded(tile: int) -> Shape:
+def _rounded(tile: int) -> Callable[[Float64], Float64]:
     return lambda sizes: np.ceil(sizes / tile) * tile
 
 
-def _later(tile: int) -> Shape:
+def _later(tile: int) -> Callable[[Float64], Float64]:
     return lambda sizes: np.where(sizes > TILE, np.ceil(sizes / tile) * tile - TILE, 0.0)
 
 
-def _idle(tile: int) -> Shape:
+def _idle(tile: int) -> Callable[[Float64], Float64]:
     return lambda sizes: np.where(sizes > TILE, np.ceil(sizes / tile) * tile - sizes, 0.0)
 
 
-def _interpolated(sizes: Int64, times_ns: Float64) -> Shape:
-    """Straight lines between what was measured; beyond, in proportion."""
-    return lambda at: np.interp(at, sizes, times_ns) * np.maximum(at / sizes[-1], 1.0)
-
-
-SHAPES: Mapping[str, Shape] = {
+SHAPES: Mapping[str, Callable[[Float64], Float64]] = {
     "weights read": np.ones_like,
     "rows": lambda sizes: sizes,
     **{f"rows beyond {knot}": _beyond(knot) for knot in (64, 128, 256, 2048)},  # below, reading the weights takes longer than multiplying
@@ -68,14 +58,6 @@ SHAPES: Mapping[str, Shape] = {
     **{f"idle rows of tiles of {tile}": _idle(tile) for tile in TILES},  # some kernels are slower where the last tile is not full
 }
 """What a table looks like if nothing is measured but a few sizes: a sum of these functions of the batch size, fitted with the entries."""
-
-BESIDE_PRODUCTS: Mapping[str, Shape] = {
-    **{name: SHAPES[name] for name in ("weights read", "rows")},
-    "less in a graph": lambda sizes: -np.ones_like(sizes),
-    "less a row in a compiled graph": lambda sizes: -sizes,
-}
-"""What tells a step from its products by themselves: its other kernels, and that compiled ones do some of the products' work in passing
-(vLLM 0.26 rounds inputs to fp8 in the kernel before, `compilation/passes/fusion`)."""
 
 
 @dataclass(frozen=True)
@@ -88,31 +70,22 @@ class Table:
 
     knots: tuple[int, ...]
     pits: tuple[int, ...]
-    shapes: Mapping[str, Shape]
-    """`SHAPES`, and the matrix products as they were measured by themselves, if they were."""
     measured: frozenset[int]
     """Of the knots, those that a step was measured at."""
     about_ns: tuple[float, ...]
     """Times of about the entries' size, for the weights of the priors."""
 
     @classmethod
-    def of(
-        cls, sizes: Int64, times_ns: Float64, pits: Iterable[int] = (), without: Iterable[int] = (), products: Times | None = None
-    ) -> Table:
-        """A table for steps of these padded sizes, int64[k], and times, float64[k]; knots in `without` are not needed.
-
-        Between measured sizes it follows `products`, the times of a model's matrix products by themselves, if they are known.
-        """
+    def of(cls, sizes: Int64, times_ns: Float64, pits: Iterable[int] = (), without: Iterable[int] = ()) -> Table:
+        """A table for steps of these padded sizes, int64[k], and times, float64[k]; knots in `without` are not needed."""
         pits = tuple(pits)
         rows = ~np.isin(sizes, pits)
         measured = np.unique(sizes[rows])
-        found = _knots(measured.tolist()) if products is None else sorted({*measured.tolist(), *products[0].tolist()})
-        knots = [knot for knot in found if knot not in frozenset(without)]
+        knots = [knot for knot in _knots(measured.tolist()) if knot not in frozenset(without)]
         least = np.array([times_ns[rows][sizes[rows] == size].min() for size in measured])
         # The quickest step of this or any larger size.
         rising = np.minimum.accumulate(least[::-1])[::-1]
-        shapes = dict(SHAPES if products is None else {**BESIDE_PRODUCTS, PRODUCTS: _interpolated(*products)})
-        return cls(tuple(knots), pits, shapes, frozenset(measured.tolist()), tuple(np.interp(knots, measured, rising).tolist()))
+        return cls(tuple(knots), pits, frozenset(measured.tolist()), tuple(np.interp(knots, measured, rising).tolist()))
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -127,42 +100,30 @@ class Table:
 
     @property
     def priors(self) -> tuple[Prior, ...]:
-        """What is expected of the coefficients of `terms` and of `shapes`."""
+        """What is expected of the coefficients of `terms` and of `SHAPES`."""
         about = np.array(self.about_ns)
-        shapes = np.column_stack([of(np.array(self.knots, np.float64)) for of in self.shapes.values()]) / about[:, None]
-        # Of products at hundreds of sizes, those between measured ones follow these.
-        alone = [i for i, knot in enumerate(self.knots) if knot in self.measured or not self._follows_products]
-        rows: list[Prior] = [self._row(shapes[i], ((self.entries[i], 1 / about[i]),), SHAPE) for i in alone]
+        shapes = np.column_stack([of(np.array(self.knots, np.float64)) for of in SHAPES.values()]) / about[:, None]
+        rows: list[Prior] = [self._row(shapes[i], ((entry, 1 / about[i]),), SHAPE) for i, entry in enumerate(self.entries)]
         for i, (low, high) in enumerate(zip(self.entries, self.entries[1:], strict=False)):
-            weight = NEIGHBOUR / math.sqrt(self._apart(self.knots[i], self.knots[i + 1]) / USUAL)
+            weight = NEIGHBOUR / math.sqrt(_apart(self.knots[i], self.knots[i + 1]) / USUAL)
             rows.append(self._row(shapes[i + 1] - shapes[i], ((high, 1 / about[i + 1]), (low, -1 / about[i])), weight))
         last = self.knots[-1]
         whole_tiles = np.array([1.0, 2.0]) * max(last // LARGEST_TILE, 1) * LARGEST_TILE
-        slopes = np.array([np.diff(of(whole_tiles)).item() for of in self.shapes.values()]) * last / whole_tiles[0] / about[-1]
+        slopes = np.array([np.diff(of(whole_tiles)).item() for of in SHAPES.values()]) * last / whole_tiles[0] / about[-1]
         rows.append(self._row(slopes, ((self._beyond, last / about[-1]),), 1.0))
         return tuple(rows)
 
-    def _row(self, shapes: Float64, entries: Prior, weight: float) -> Prior:
-        expected = ((name, -weight * float(value)) for name, value in zip(self.shapes, shapes, strict=True))
+    @staticmethod
+    def _row(shapes: Float64, entries: Prior, weight: float) -> Prior:
+        expected = ((name, -weight * float(value)) for name, value in zip(SHAPES, shapes, strict=True))
         return (*((term, weight * float(value)) for term, value in entries), *expected)
-
-    @property
-    def _follows_products(self) -> bool:
-        return PRODUCTS in self.shapes
-
-    def _apart(self, low: int, high: int) -> float:
-        """How different two sizes are: by their ratio, and by whether they take the same tiles, unless that was measured."""
-        ratio = math.log(high / low)
-        return min(max(ratio, NEARBY if self._follows_products or _tile(low) == _tile(high) else BORDER), FAR)
 
     @property
     def _beyond(self) -> str:
         return f"padded_tokens[{self.knots[-1]}:]"
 
     def pits_in(self, coefficients: Sequence[float]) -> tuple[int, ...]:
-        """Captured sizes, of those measured, whose fitted entry lies far above both measured neighbours'; none where products tell."""
-        if self._follows_products:
-            return ()
+        """Captured sizes, of those measured, whose fitted entry lies far above both measured neighbours'."""
         measured = [i for i, knot in enumerate(self.knots) if knot in self.measured and knot <= LARGEST_GRAPH]
         triples = zip(measured, measured[1:], measured[2:], strict=False)
         return tuple(self.knots[i] for low, i, high in triples if coefficients[i] > PIT * max(coefficients[low], coefficients[high]))
@@ -180,20 +141,26 @@ class Table:
 
 
 def _knots(measured: list[int]) -> list[int]:
-    ends = {border for tile in TILES for border in borders(tile, measured[-1]) if measured[0] < border < measured[-1]}
+    borders = {border for tile in TILES for border in _borders(tile, measured[-1]) if measured[0] < border < measured[-1]}
     knots: list[int] = []
-    for size in sorted({*measured, *ends}):
+    for size in sorted({*measured, *borders}):
         near = bool(knots) and size - knots[-1] < NEXT and _tile(size) == _tile(knots[-1])
         if not near or size == measured[-1]:
             knots.append(size)
     return knots
 
 
-def borders(tile: int, largest: int) -> Iterable[int]:
+def _borders(tile: int, largest: int) -> Iterable[int]:
     """The last size of each tile, and the first of the next."""
     for last in range(tile, min(largest, TILES[tile]) + 1, tile):
         yield last
         yield last + (NEXT if last < LARGEST_GRAPH else 1)
+
+
+def _apart(low: int, high: int) -> float:
+    """How different two sizes are: by their ratio, and by whether they take the same tiles."""
+    ratio = math.log(high / low)
+    return min(max(ratio, NEARBY if _tile(low) == _tile(high) else BORDER), FAR)
 
 
 def _tile(size: int) -> int:

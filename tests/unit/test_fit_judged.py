@@ -14,7 +14,7 @@ from profiler.profiled import Profiled, from_raw
 from profiler.raw import Raw
 from profiler.residual_page import main
 from profiler.steps import as_matrix
-from profiler.tables import PRODUCTS, SHAPES, Table
+from profiler.tables import SHAPES, Table
 from simulator.artifacts.models import MODELS
 from simulator.cost import CostModel
 from simulator.features import StepFeatures
@@ -39,35 +39,6 @@ def test_sizes_that_nobody_measured_follow_the_tiles_of_those_that_were() -> Non
     model.fit(as_matrix(_steps(measured)), products_ns(measured))
     between = np.array([150, 250, 320, 500, 600, 760, 800, 1100, 1500, 2300, 3500, 5000, 7000])
     assert model.predict(as_matrix(_steps(between))) == pytest.approx(products_ns(between), rel=0.03)
-
-
-def erratic_ns(sizes: np.ndarray) -> np.ndarray:
-    """A library's that chooses another kernel every 60 rows, up to 30 % slower than the one before."""
-    return (2e6 + 2e4 * sizes) * (1 + 0.3 * np.random.default_rng(0).random(200)[sizes // 60])
-
-
-@pytest.mark.parametrize(("one_ns", "row_ns"), [(1e6, 300), (-5e5, -2000)])
-def test_between_measured_sizes_steps_follow_their_products_by_themselves(one_ns: float, row_ns: float) -> None:
-    """Whether a step adds to them, or does some of their work in passing."""
-    measured = np.array([1, 16, 64, 128, 192, 256, 384, 512, 709, 971, 1330, 1821, 2131, 2917, 4096, 5470, 8192])
-    timed = np.array(sorted({*range(1, 60, 4), *range(60, 8192, 60), *range(59, 8192, 60), 8192}))
-    times_ns = 1.1 * erratic_ns(measured) + one_ns + row_ns * measured
-    between = np.array([150, 250, 320, 500, 600, 760, 800, 1100, 1500, 2300, 3500, 5000, 7000])
-    expected_ns = 1.1 * erratic_ns(between) + one_ns + row_ns * between
-    errors = []
-    for products in (None, (timed, erratic_ns(timed))):
-        table = Table.of(measured, times_ns, products=products)
-        model = StepTimeRegressor(table.terms, {}, window=1, priors=table.priors, latent=tuple(table.shapes))
-        model.fit(as_matrix(_steps(measured)), times_ns)
-        errors.append(np.abs(model.predict(as_matrix(_steps(between))) / expected_ns - 1).max())
-    assert errors[0] > 0.08
-    assert errors[1] < 0.02
-
-
-def test_beyond_the_largest_product_they_grow_in_proportion() -> None:
-    measured = np.array([64, 512, 4096])
-    shape = Table.of(measured, 1e4 * measured, products=(measured, 1e4 * measured)).shapes[PRODUCTS]
-    assert shape(np.array([256.0, 8192.0])) == pytest.approx([256e4, 8192e4])
 
 
 def _steps(sizes: np.ndarray) -> StepFeatures:

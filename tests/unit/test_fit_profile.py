@@ -154,19 +154,6 @@ def test_a_launch_that_outlasted_its_hold_does_not_count(profile: Path) -> None:
         assert (max(singles) / min(singles) == pytest.approx(waited, rel=1e-3)) is counts
 
 
-def test_products_are_those_of_their_own_points(profile: Path) -> None:
-    """A prefill of as many tokens is another point; and where there was no memory for a product, there is none."""
-    document = json.loads((profile / "profile.json").read_text())
-    times_s = {1: 2e-3, 512: 5e-3, 1024: None, 8192: 6e-2}
-    products = [{"point": Point("product", num_chunks=1, chunk=n).name, "kind": "product", "products_s": s} for n, s in times_s.items()]
-    steps = [{"point": Point("prefill", num_chunks=1, chunk=n).name, "kind": "prefill"} for n in times_s]
-    (profile / "profile.json").write_text(json.dumps(document | {"points": [*products, *steps]}))
-    found = from_raw(Raw.read(profile)).products
-    assert found is not None
-    assert found[0].tolist() == [1, 512, 8192]
-    assert found[1] == pytest.approx([2e6, 5e6, 6e7])
-
-
 def test_decodes_beside_long_prompts_are_left_out(profile: Path) -> None:
     steps = pd.read_csv(profile / "steps.csv.gz")
     for chunk, kept in ((LONG_PROMPT_TOKENS, True), (LONG_PROMPT_TOKENS + 1, False)):

@@ -1,7 +1,6 @@
 """The grid: what fits, what covers, and what comes first."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 
@@ -42,22 +41,6 @@ def test_sizes_beyond_256_are_all_measured_and_beyond_the_graphs_hardly_any_twic
     mixed = {replace(point, context=0) for point in grid(H100_7B, ["mixed"]) if point.batch + point.num_chunks * point.chunk > 512}
     assert len(mixed) - len({point.batch + point.num_chunks * point.chunk for point in mixed}) <= 1
     assert len({total for total in totals if total > 512}) > 60
-
-
-@pytest.mark.parametrize("tokens_per_decode", [1, 4])
-def test_products_are_timed_at_every_captured_size_and_densely_beyond(tokens_per_decode: int) -> None:
-    limits = replace(H100_7B, tokens_per_decode=tokens_per_decode)
-    sizes = sorted(point.chunk for point in grid(limits, ["product"]))
-    assert [size for size in sizes if size <= 512] == list(CAPTURED)
-    assert sizes[-1] == limits.max_num_scheduled_tokens
-    assert all(high <= max(1.03 * low, low + 1) for low, high in pairwise(size for size in sizes if size >= 512))
-    assert {1024, 1025, 2048, 2049} <= set(sizes)
-    assert len(sizes) < 200
-
-
-def test_products_of_an_engine_without_graphs_are_timed_at_small_sizes_too() -> None:
-    sizes = {point.chunk for point in grid(replace(H100_7B, graph_sizes=()), ["product"])}
-    assert {1, 2, 3, 20, 128, 136} <= sizes
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3])

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pandas.testing import assert_frame_equal
 
 from profiler.errors import EngineError
 from profiler.parts import Parts
@@ -23,6 +24,17 @@ def test_a_second_run_finds_the_points_of_the_first(tmp_path: Path) -> None:
     steps = again.steps()
     assert list(steps["point"]) == ["a", "a", "b", "b"]
     assert list(steps["gpu_s"].dropna()) == [0.25, 0.25]
+
+
+def test_a_point_without_steps_leaves_those_of_the_others_as_they_are(tmp_path: Path) -> None:
+    """A file from when matrix products were timed by themselves is continued."""
+    straight, older = Parts(tmp_path / "straight", IDENTITY), Parts(tmp_path / "older", IDENTITY)
+    straight.add(point("a"))
+    older.add({"point": "product 1×1006@0", "kind": "product", "products_s": 0.02, "took_s": 0.1, "rows": []})
+    again = Parts(tmp_path / "older", IDENTITY)
+    again.add(point("a"))
+    assert again.done == {"product 1×1006@0", "a"}
+    assert_frame_equal(again.steps(), straight.steps())
 
 
 @pytest.mark.parametrize("lost", [1, 7, 30])

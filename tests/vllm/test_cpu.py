@@ -35,7 +35,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A profile that was interrupted once, and continued until its grid was done."""
     out = tmp_path_factory.mktemp("profile")
     points = out / "points.jsonl.gz"
-    arguments = command("kinds=[decode,prefill,mixed,product]", f"out={out}", "budget_s=600")
+    arguments = command("kinds=[decode,prefill,mixed]", f"out={out}", "budget_s=600")
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as first:
         begin_s, empty = time.monotonic(), None
         while time.monotonic() < begin_s + START_S:
@@ -92,19 +92,9 @@ def test_a_claimed_context_is_a_context(steps: pd.DataFrame) -> None:
 def test_no_point_is_measured_twice(profile: Path, steps: pd.DataFrame) -> None:
     document = json.loads((profile / "profile.json").read_text())
     names = [point["point"] for point in document["points"]]
-    assert len(set(names)) == len(names) == document["points_in_grid"]
-    assert {name for name in names if not name.startswith("product ")} == set(steps["point"])
+    assert len(set(names)) == len(names) == document["points_in_grid"] == steps["point"].nunique()
     assert document["engine"]["max_num_seqs"] == 32
     assert document["memory"]["kv_cache_bytes"] == 2**30
-
-
-def test_matrix_products_are_timed_by_themselves(profile: Path, steps: pd.DataFrame) -> None:
-    """They grow with their rows, and take less than the step that has them."""
-    points = json.loads((profile / "profile.json").read_text())["points"]
-    products_s = {point["point"]: point["products_s"] for point in points if point["kind"] == "product"}
-    assert len(products_s) > 100
-    assert 0 < 4 * products_s["product 1×8@0"] < products_s["product 1×512@0"]
-    assert products_s["product 1×512@0"] < steps[steps["point"] == "prefill 1×512@0"]["gpu_s"].median()
 
 
 def test_another_engine_is_not_mixed_in(profile: Path) -> None:
