@@ -52,8 +52,10 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
         models: where the calibrated engines' profiles lie.
 
     Raises:
-        UserError: the profile has no steps to fit, or a calibration is unreadable.
+        UserError: the profile has no steps to fit, or a calibration is unreadable, or lies elsewhere.
     """
+    if service is not None and not service.resolve().is_relative_to(models.resolve()):
+        raise UserError(f"service {service}: must lie below models={models}, so that the artifact can name it")
     profile = from_raw(raw, after)
     meta, engine, known = profile.meta, profile.meta["engine"], profile.gpu_known
     if known.table.empty:
@@ -63,8 +65,6 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
     unseen = left_out(known)
     predictions = {"in-sample": predicted, **unseen}
     in_service = Service({}, {}, Overheads()) if service is None else read_service(service, models)
-    if service is not None and not service.resolve().is_relative_to(models.resolve()):
-        raise UserError(f"service {service}: must lie below models={models}, so that the artifact can name it")
     speculative = meta.get("speculative")
     artifact = Artifact(
         format_version=1,

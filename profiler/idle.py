@@ -27,15 +27,19 @@ def idle_tokens(steps: pd.DataFrame, attention: Attention | None) -> NDArray[np.
     if attention is None:
         return np.zeros(len(steps), np.int64)
     columns = steps["point"], steps["decode_seqs"], steps["decode_context_tokens"]
-    return np.array(
-        [_idle_tokens(Point.parse(name), int(n), int(tokens), attention) for name, n, tokens in zip(*columns, strict=True)], np.int64
-    )
+    begun = {name: _begun(Point.parse(name)) for name in steps["point"].unique()}
+    return np.array([_idle_tokens(begun[name], int(n), int(tokens), attention) for name, n, tokens in zip(*columns, strict=True)], np.int64)
 
 
-def _idle_tokens(point: Point, seqs: int, context_tokens: int, attention: Attention) -> int:
-    """Sequences have all grown by as much since the point began; a mixed point's prompts decode once they are computed."""
+def _begun(point: Point) -> list[int]:
+    """Contexts with which a point's sequences begin; a mixed point's prompts decode once they are computed."""
+    return [*point.contexts, *([point.start + point.chunk] * point.num_chunks)]
+
+
+def _idle_tokens(contexts: list[int], seqs: int, context_tokens: int, attention: Attention) -> int:
+    """Sequences have all grown by as much since the point began."""
     if not seqs:
         return 0
-    begun = [*point.contexts, *([point.start + point.chunk] * point.num_chunks)][:seqs]
+    begun = contexts[:seqs]
     grown = (context_tokens - sum(begun)) // seqs
     return context_tokens * attention.idle_share([max(context + grown, 1) for context in begun]) // SHARES

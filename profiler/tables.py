@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,10 +102,10 @@ class Table:
     @property
     def priors(self) -> tuple[Prior, ...]:
         """What is expected of the coefficients of `terms` and of `SHAPES`."""
-        about = np.array(self.about_ns)
+        about, entries = np.array(self.about_ns), self.entries
         shapes = np.column_stack([of(np.array(self.knots, np.float64)) for of in SHAPES.values()]) / about[:, None]
-        rows: list[Prior] = [self._row(shapes[i], ((entry, 1 / about[i]),), SHAPE) for i, entry in enumerate(self.entries)]
-        for i, (low, high) in enumerate(zip(self.entries, self.entries[1:], strict=False)):
+        rows: list[Prior] = [self._row(shapes[i], ((entry, 1 / about[i]),), SHAPE) for i, entry in enumerate(entries)]
+        for i, (low, high) in enumerate(pairwise(entries)):
             weight = NEIGHBOUR / math.sqrt(_apart(self.knots[i], self.knots[i + 1]) / USUAL)
             rows.append(self._row(shapes[i + 1] - shapes[i], ((high, 1 / about[i + 1]), (low, -1 / about[i])), weight))
         last = self.knots[-1]

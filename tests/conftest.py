@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 # No deadline: a shared machine's speed is not what properties are about. In CI the same examples every time.
 settings.register_profile("howmanygpus", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("howmanygpus")
+
+# Thousands of simulated services are kept, to be compared: looking for garbage among them as often as usual takes a tenth of the time.
+gc.set_threshold(200_000, 20, 100)
 
 # A shell's background jobs ignore Ctrl-C, and so would the commands that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,16 +63,27 @@ def row(batch: int, context: int, chunk: int, *, held: bool) -> dict[str, object
     }  # fmt: skip
 
 
-@pytest.fixture
-def profile(tmp_path: Path) -> Path:
-    folder = tmp_path / "profile"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("profile")
     cells = [(b, c, 0) for b in (1, 4, 16, 64, 128, 136, 256, SLOW_SIZE, 320, 384, 400, 512) for c in (64, 512, 2048, 4096, 8192)]
     cells += [(b, 1024, p) for b in (0, 8, 64, 256) for p in (32, 128, 384, 640, 1024, 2048, 4096)]
     rows = [row(*cell, held=held) for cell in cells for held in (False, True) for _ in range(3)]
     pd.DataFrame(rows).to_csv(folder / "steps.csv.gz", index=False)
     (folder / "profile.json").write_text(json.dumps(META))
     return folder
+
+
+@pytest.fixture
+def profile(measured: Path, tmp_path: Path) -> Path:
+    """One to be changed."""
+    return shutil.copytree(measured, tmp_path / "profile")
+
+
+@pytest.fixture(scope="module")
+def unchanged(measured: Path) -> CostModel:
+    """Fitted to what was measured."""
+    return CostModel(fitted(measured))
 
 
 def fitted(profile: Path) -> Artifact:
@@ -92,34 +104,31 @@ def mixed(batch: int, chunk: int, mode: GraphMode) -> StepFeatures:
 
 
 @pytest.mark.parametrize(("batch", "context"), [(1, 3000), (64, 1000), (128, 3000), (136, 3000), (200, 3000), (256, 500), (512, 6000)])
-def test_decode_times_are_found_between_what_was_measured(profile: Path, batch: int, context: int) -> None:
-    assert CostModel(fitted(profile)).gpu_ns(decode(batch, context)) == pytest.approx(gpu_ns(batch, context, 0, "FULL"), rel=0.02)
+def test_decode_times_are_found_between_what_was_measured(unchanged: CostModel, batch: int, context: int) -> None:
+    assert unchanged.gpu_ns(decode(batch, context)) == pytest.approx(gpu_ns(batch, context, 0, "FULL"), rel=0.02)
 
 
-def test_a_bad_kernel_stays_where_it_is(profile: Path) -> None:
-    model = CostModel(fitted(profile))
+def test_a_bad_kernel_stays_where_it_is(unchanged: CostModel) -> None:
     for batch in (256, SLOW_SIZE, 272, 320):
-        assert model.gpu_ns(decode(batch, 1024)) == pytest.approx(gpu_ns(batch, 1024, 0, "FULL"), rel=0.02)
+        assert unchanged.gpu_ns(decode(batch, 1024)) == pytest.approx(gpu_ns(batch, 1024, 0, "FULL"), rel=0.02)
 
 
-def test_times_with_prompts_are_found_between_what_was_measured(profile: Path) -> None:
-    model = CostModel(fitted(profile))
+def test_times_with_prompts_are_found_between_what_was_measured(unchanged: CostModel) -> None:
     for chunk in (1500, 3000):
-        assert model.gpu_ns(mixed(64, chunk, GraphMode.NONE)) == pytest.approx(gpu_ns(64, 1024, chunk, "NONE"), rel=0.02)
-    assert model.gpu_ns(mixed(64, 384, GraphMode.PIECEWISE)) == pytest.approx(gpu_ns(64, 1024, 384, "PIECEWISE"), rel=0.02)
+        assert unchanged.gpu_ns(mixed(64, chunk, GraphMode.NONE)) == pytest.approx(gpu_ns(64, 1024, chunk, "NONE"), rel=0.02)
+    assert unchanged.gpu_ns(mixed(64, 384, GraphMode.PIECEWISE)) == pytest.approx(gpu_ns(64, 1024, 384, "PIECEWISE"), rel=0.02)
 
 
-def test_the_thread_works_before_and_while_it_launches(profile: Path) -> None:
-    model = CostModel(fitted(profile))
-    assert model.launch(decode(100, 3000))[:2] == pytest.approx((CPU_NS + FULL_LAUNCH_NS, CPU_NS + FULL_LAUNCH_NS), rel=0.02)
-    assert model.launch(decode(100, 3000)).hand_over_ns is None
+def test_the_thread_works_before_and_while_it_launches(unchanged: CostModel) -> None:
+    assert unchanged.launch(decode(100, 3000))[:2] == pytest.approx((CPU_NS + FULL_LAUNCH_NS, CPU_NS + FULL_LAUNCH_NS), rel=0.02)
+    assert unchanged.launch(decode(100, 3000)).hand_over_ns is None
     eager_ns = CPU_NS + EAGER_LAUNCH_NS + PREFILL_LAUNCH_NS
-    assert model.launch(mixed(64, 1500, GraphMode.NONE))[:2] == pytest.approx((CPU_NS + PREPARE_NS, eager_ns), rel=0.02)
-    assert model.artifact.overheads.schedule_ns == 0
+    assert unchanged.launch(mixed(64, 1500, GraphMode.NONE))[:2] == pytest.approx((CPU_NS + PREPARE_NS, eager_ns), rel=0.02)
+    assert unchanged.artifact.overheads.schedule_ns == 0
 
 
-def test_errors_are_told_by_kind_and_by_what_was_left_out(profile: Path) -> None:
-    artifact = fitted(profile)
+def test_errors_are_told_by_kind_and_by_what_was_left_out(unchanged: CostModel) -> None:
+    artifact = unchanged.artifact
     rows = {error.judged_on: error for error in artifact.error}
     assert {name.split()[0] for name in rows} - {"all"} == {"decode", "prefill", "mixed"} == set(artifact.residuals)
     assert all(error.median_abs < 0.015 for name, error in rows.items() if "in-sample" in name)

@@ -77,9 +77,18 @@ def uninterrupted(measured: tuple[Point, list[Point]], tmp_path_factory: pytest.
     return folder
 
 
+@pytest.fixture(scope="module")
+def its_artifact(uninterrupted: Path) -> str:
+    return artifact(uninterrupted)
+
+
 @pytest.mark.parametrize("ended", [between_points, while_writing, after_every_point])
 def test_the_artifact_is_that_of_an_uninterrupted_run(
-    measured: tuple[Point, list[Point]], uninterrupted: Path, tmp_path: Path, ended: Callable[[Path, np.random.Generator], bool]
+    measured: tuple[Point, list[Point]],
+    uninterrupted: Path,
+    its_artifact: str,
+    tmp_path: Path,
+    ended: Callable[[Path, np.random.Generator], bool],
 ) -> None:
     chance, starts = np.random.default_rng(0), 0
     while not (tmp_path / "profile.json").exists():
@@ -92,11 +101,11 @@ def test_the_artifact_is_that_of_an_uninterrupted_run(
     contents = [[gzip.decompress(data) if name.endswith("gz") else data for name in names for data in [(folder / name).read_bytes()]]
                 for folder in (tmp_path, uninterrupted)]  # fmt: skip
     assert contents[0] == contents[1]
-    assert artifact(tmp_path) == artifact(uninterrupted)
+    assert artifact(tmp_path) == its_artifact
 
 
 def test_an_interrupted_end_leaves_no_half_result(
-    measured: tuple[Point, list[Point]], uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    measured: tuple[Point, list[Point]], its_artifact: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An earlier, shorter run's results lie there; a longer one is ended between its two files."""
     identity, points = measured
@@ -115,4 +124,4 @@ def test_an_interrupted_end_leaves_no_half_result(
             list(run(tmp_path, identity, points))
     assert not (tmp_path / "profile.json").exists()
     assert not list(run(tmp_path, identity, points))
-    assert artifact(tmp_path) == artifact(uninterrupted)
+    assert artifact(tmp_path) == its_artifact

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ SMALL = {
 }
 
 
+@cache
 def small(path: Path) -> Comparison:
     return compare(path, [*SMALL[path.stem], "compare.num_seeds=3", "compare.workers=1"])
 

@@ -12,7 +12,7 @@ import pytest
 
 from profiler.fit_profile import fit_profile
 from profiler.raw import Raw
-from profiler.service import SERVICE, read_service
+from profiler.service import SERVICE, Service, read_service
 from simulator.artifacts.models import MODELS
 from simulator.errors import UserError
 
@@ -27,6 +27,14 @@ def calibrations(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> Service:
+    """What that calibration says unchanged."""
+    folder = tmp_path_factory.mktemp("shipped")
+    shutil.copytree(SHIPPED / NAME, folder / NAME)
+    return read_service(folder, MODELS)
+
+
 def change(path: Path, **changed: object) -> None:
     table = pd.read_csv(path)
     table.assign(**changed).to_csv(path, index=False)
@@ -37,14 +45,13 @@ def scale(path: Path, factor: float, *columns: str) -> None:
     change(path, **{column: table[column] * factor for column in columns})
 
 
-def test_launches_take_somewhat_longer_in_service(calibrations: Path) -> None:
-    ratios = read_service(calibrations, MODELS).launch_ratio
+def test_launches_take_somewhat_longer_in_service(before: Service) -> None:
+    ratios = before.launch_ratio
     assert set(ratios) == {"none", "piecewise", "full"}
     assert all(1.0 < ratio < 1.5 for ratio in ratios.values())
 
 
-def test_twice_as_slow_is_twice_the_ratio_and_twice_the_way(calibrations: Path) -> None:
-    before = read_service(calibrations, MODELS)
+def test_twice_as_slow_is_twice_the_ratio_and_twice_the_way(calibrations: Path, before: Service) -> None:
     scale(calibrations / NAME / "steps.csv.gz", 2, "schedule_s", "update_s", "launch_s", "schedule_cpu_s")
     scale(calibrations / NAME / "requests.csv.gz", 2, "arrival_s", "ttft_s")
     after = read_service(calibrations, MODELS)
@@ -52,9 +59,8 @@ def test_twice_as_slow_is_twice_the_ratio_and_twice_the_way(calibrations: Path) 
     assert after.overheads.egress_per_seq_ns == pytest.approx(2 * before.overheads.egress_per_seq_ns, abs=2)
 
 
-def test_a_slower_host_is_no_part_of_what_service_adds(calibrations: Path, tmp_path: Path) -> None:
+def test_a_slower_host_is_no_part_of_what_service_adds(calibrations: Path, before: Service, tmp_path: Path) -> None:
     """Its launches are told apart from the service's by what was timed on both hosts."""
-    before = read_service(calibrations, MODELS).launch_ratio
     models = tmp_path / "models"
     profile = Path("h100-sxm") / "r1-distill-qwen-7b" / "bf16-kv_auto-tp1.json"
     (models / profile).parent.mkdir(parents=True)
@@ -65,16 +71,15 @@ def test_a_slower_host_is_no_part_of_what_service_adds(calibrations: Path, tmp_p
     for host, slower in (({"python_us": 60.0, "launch_us": 4.0}, 2.0), ({"launch_us": 3.0}, 1.5), ({}, 1.0)):
         meta.write_text(json.dumps(json.loads(meta.read_text()) | {"host": host}))
         after = read_service(calibrations, models).launch_ratio
-        assert after == pytest.approx({mode: ratio / slower for mode, ratio in before.items()})
+        assert after == pytest.approx({mode: ratio / slower for mode, ratio in before.launch_ratio.items()})
 
 
-def test_a_way_that_grows_with_the_batch_is_found(calibrations: Path) -> None:
-    before = read_service(calibrations, MODELS).overheads
+def test_a_way_that_grows_with_the_batch_is_found(calibrations: Path, before: Service) -> None:
     requests, steps = (calibrations / NAME / f"{table}.csv.gz" for table in ("requests", "steps"))
     change(requests, ttft_s=pd.read_csv(requests)["ttft_s"] + 1e-3)
     later = read_service(calibrations, MODELS).overheads
-    assert later.egress_ns - before.egress_ns == pytest.approx(1_000_000, abs=2_000)
-    assert later.egress_per_seq_ns == pytest.approx(before.egress_per_seq_ns, abs=2)
+    assert later.egress_ns - before.overheads.egress_ns == pytest.approx(1_000_000, abs=2_000)
+    assert later.egress_per_seq_ns == pytest.approx(before.overheads.egress_per_seq_ns, abs=2)
     assert pd.read_csv(steps)["decode_seqs"].max() > 100
 
 
