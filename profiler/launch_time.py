@@ -37,7 +37,7 @@ def launch_regimes(profile: Profiled, in_service: Mapping[Mode, float] | None = 
     thread hands over what it chose. Without asynchronous scheduling a launch ends with the wait for the GPU: there, it is all that the
     thread does between two steps.
 
-    `in_service`: by graph mode, how many times as long the launching thread takes in service (`profiler.service`).
+    `in_service`: by graph mode, how many times as long whoever launches takes in service (`profiler.service`).
     """
     found: dict[Mode, Launching] = {}
     between = _between(profile)
@@ -51,11 +51,11 @@ def launch_regimes(profile: Profiled, in_service: Mapping[Mode, float] | None = 
             continue
         launch = _fit(rows, "launch_ns", TERMS)
         lead = {"one": min(profile.prepare_ns or 0.0, float(rows.table["launch_ns"].median()))}
+        ratio = (in_service or {}).get(name, 1.0)
         if launches_in_engine(profile):
-            ratio = (in_service or {}).get(name, 1.0)
             found[name] = Launching(_times(ratio, _sum(launch, around)), _times(ratio, _sum(around, lead)), {})
         else:
-            found[name] = Launching(launch, lead, around)
+            found[name] = Launching(_times(ratio, launch), _times(ratio, lead), around)
     return found
 
 

@@ -8,7 +8,7 @@ launches, and the client has its own ways. A calibration is traffic recorded to 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LinearRegression
 
 from profiler.fit import MODES, Mode
-from profiler.launch_time import Launching, launch_regimes
-from profiler.profiled import from_raw
+from profiler.launch_time import Launching, launch_regimes, launches_in_engine
+from profiler.profiled import Profiled, from_raw
 from profiler.raw import Raw
 from profiler.steps import Replay, replay
 from profiler.trace import Trace, read_trace
@@ -41,15 +41,33 @@ FEWEST_STEPS = 30
 """Of fewer steps in a graph mode no ratio is taken."""
 
 
+MOSTLY = 0.85
+"""Share of the time between two results that is a worker's launch, from which on nothing else can have taken long."""
+
+
+@dataclass(frozen=True)
+class Launches:
+    """Launches in service."""
+
+    ratio: Mapping[Mode, float] = field(default_factory=dict)
+    """How many times as long they take as in the profile; modes that were too rare are left out."""
+    spread: Mapping[Mode, list[float]] = field(default_factory=dict)
+    """How far single ones lie from that: `QUANTILES` of them at even distances, of mean 1."""
+
+
 @dataclass(frozen=True)
 class Service:
     """What a cost model has beside its profile."""
 
-    launch_ratio: Mapping[Mode, float]
-    """The launching thread's time from result to result, in service over in the profile; modes that were too rare are left out."""
-    launch_spread: Mapping[Mode, list[float]]
-    """How far single launches lie from that: `QUANTILES` of them at even distances, of mean 1."""
-    overheads: Overheads
+    engine: Launches = field(default_factory=Launches)
+    """Where the engine's thread launches: its time from result to result."""
+    workers: Launches = field(default_factory=Launches)
+    """Where there are several GPUs, and each has a process that launches."""
+    overheads: Overheads = field(default_factory=Overheads)
+
+    def launches_of(self, profile: Profiled) -> Launches:
+        """Those of an engine like the profile's."""
+        return self.engine if launches_in_engine(profile) else self.workers
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +94,16 @@ def read_service(folder: Path, models: Path) -> Service:
     if not paths:
         raise UserError(f"service {folder}: holds no calibration; record one with workload=calibration")
     calibrations = [_read(path, models) for path in paths]
+    engine, workers = (_in_service(calibrations, hand_over) for hand_over in (False, True))
+    return Service(engine, workers, _overheads(calibrations))
+
+
+def _in_service(calibrations: list[_Calibration], hand_over: bool) -> Launches:
+    """Launches of the engines that hand their batches over, or of those that do not."""
     ratios: dict[Mode, float] = {}
     spreads: dict[Mode, list[float]] = {}
     for mode in MODES:
-        served_ns, profiled_ns = _launches(calibrations, mode)
+        served_ns, profiled_ns = _launches(calibrations, mode, hand_over)
         if len(served_ns) < FEWEST_STEPS:
             continue
         times = served_ns / profiled_ns
@@ -87,7 +111,7 @@ def read_service(folder: Path, models: Path) -> Service:
         ratios[mode] = float(served_ns[usual].sum() / profiled_ns[usual].sum())
         if mode != "full":  # prompts are never launched as full graphs
             spreads[mode] = _spread(times[usual])
-    return Service(ratios, spreads, _overheads(calibrations))
+    return Launches(ratios, spreads)
 
 
 def _read(path: Path, models: Path) -> _Calibration:
@@ -108,23 +132,26 @@ def _slower(host: Mapping[str, float], other: Mapping[str, Any]) -> float:
     return float(np.exp(np.mean(np.log(ratios)))) if ratios else 1.0
 
 
-def _launches(calibrations: list[_Calibration], mode: Mode) -> tuple[Float64, Float64]:
-    """(turns of the launching thread in service, what the engine's own profile says of them), nanoseconds, of all steps of a mode.
+def _launches(calibrations: list[_Calibration], mode: Mode, hand_over: bool) -> tuple[Float64, Float64]:
+    """(launches in service, what the engine's own profile says of them), nanoseconds, of all steps of a mode.
 
     What a slower or faster host does to both is taken out: it is not what service adds.
     """
     served, profiled = [np.zeros(0)], [np.zeros(0)]
     for calibration in calibrations:
-        features = calibration.replayed.features
-        turn_ns = _turns_ns(calibration.trace, calibration.replayed)
-        rows = (np.asarray(features.graph_mode) == int(MODES[mode])) & np.isfinite(turn_ns)
         launching = calibration.launches.get(mode)
-        # Where workers launch, a thread's turn is no launch.
-        if launching is not None and not launching.hand_over:
-            launch_ns = launching.launch
-            served.append(turn_ns[rows])
-            on_its_host_ns = calibration.host_slower * (design_matrix(tuple(launch_ns), features) @ np.array(list(launch_ns.values())))
-            profiled.append(on_its_host_ns[rows])
+        if launching is None or bool(launching.hand_over) != hand_over:
+            continue
+        features, launch_ns = calibration.replayed.features, launching.launch
+        on_its_host_ns = calibration.host_slower * (design_matrix(tuple(launch_ns), features) @ np.array(list(launch_ns.values())))
+        rows = np.asarray(features.graph_mode) == int(MODES[mode])
+        if hand_over:
+            times_ns = _workers_ns(calibration.trace, on_its_host_ns, rows)
+        else:
+            times_ns = _turns_ns(calibration.trace, calibration.replayed)
+        rows &= np.isfinite(times_ns)
+        served.append(times_ns[rows])
+        profiled.append(on_its_host_ns[rows])
     return np.concatenate(served), np.concatenate(profiled)
 
 
@@ -147,6 +174,21 @@ def _turns_ns(trace: Trace, replayed: Replay) -> Float64:
         fresh[later:] |= replayed.after_idle[:-later]
     turns_s[fresh] = np.nan
     return turns_s * 1e9
+
+
+def _workers_ns(trace: Trace, profiled_ns: Float64, of_mode: NDArray[np.bool_]) -> Float64:
+    """float64[k]: a worker's launch of each step of a mode, and the way there and back, from process to process; NaN: not to be told.
+
+    Where the step before kept the GPU busy for longer than the launch should take, more kernels may be queued than a stream holds, and
+    the launch waits for the GPU. The way shows where little else lies between two results than a launch.
+    """
+    steps, depth = trace.steps, trace.meta.engine_config().depth
+    launch_s, thread_s = steps["launch_s"], steps["schedule_cpu_s"] + steps["update_cpu_s"]
+    since_s = steps["update_s"].diff(depth)
+    way_s = (since_s - thread_s - launch_s)[of_mode & (launch_s > MOSTLY * since_s)].median()
+    before_ns = steps["update_s"].diff().shift().to_numpy(np.float64) * 1e9
+    served_ns = (launch_s + (way_s if np.isfinite(way_s) else 0.0)).to_numpy(np.float64) * 1e9
+    return np.where(of_mode & (before_ns < profiled_ns), served_ns, np.nan)
 
 
 def _overheads(calibrations: list[_Calibration]) -> Overheads:

@@ -46,7 +46,7 @@ def scale(path: Path, factor: float, *columns: str) -> None:
 
 
 def test_launches_take_somewhat_longer_in_service(before: Service) -> None:
-    ratios = before.launch_ratio
+    ratios = before.engine.ratio
     assert set(ratios) == {"none", "piecewise", "full"}
     assert all(1.0 < ratio < 1.5 for ratio in ratios.values())
 
@@ -55,7 +55,7 @@ def test_twice_as_slow_is_twice_the_ratio_and_twice_the_way(calibrations: Path, 
     scale(calibrations / NAME / "steps.csv.gz", 2, "schedule_s", "update_s", "launch_s", "schedule_cpu_s")
     scale(calibrations / NAME / "requests.csv.gz", 2, "arrival_s", "ttft_s")
     after = read_service(calibrations, MODELS)
-    assert after.launch_ratio == pytest.approx({mode: 2 * ratio for mode, ratio in before.launch_ratio.items()})
+    assert after.engine.ratio == pytest.approx({mode: 2 * ratio for mode, ratio in before.engine.ratio.items()})
     assert after.overheads.egress_per_seq_ns == pytest.approx(2 * before.overheads.egress_per_seq_ns, abs=2)
 
 
@@ -70,8 +70,8 @@ def test_a_slower_host_is_no_part_of_what_service_adds(calibrations: Path, befor
     meta = calibrations / NAME / "meta.json"
     for host, slower in (({"python_us": 60.0, "launch_us": 4.0}, 2.0), ({"launch_us": 3.0}, 1.5), ({}, 1.0)):
         meta.write_text(json.dumps(json.loads(meta.read_text()) | {"host": host}))
-        after = read_service(calibrations, models).launch_ratio
-        assert after == pytest.approx({mode: ratio / slower for mode, ratio in before.launch_ratio.items()})
+        after = read_service(calibrations, models).engine.ratio
+        assert after == pytest.approx({mode: ratio / slower for mode, ratio in before.engine.ratio.items()})
 
 
 def test_a_way_that_grows_with_the_batch_is_found(calibrations: Path, before: Service) -> None:
@@ -84,11 +84,11 @@ def test_a_way_that_grows_with_the_batch_is_found(calibrations: Path, before: Se
 
 
 def test_calibrations_count_together(tmp_path: Path) -> None:
-    both = read_service(SHIPPED, MODELS).launch_ratio
+    both = read_service(SHIPPED, MODELS).engine.ratio
     alone = []
     for path in sorted(SHIPPED.iterdir()):
         shutil.copytree(path, tmp_path / path.name / path.name)
-        alone.append(read_service(tmp_path / path.name, MODELS).launch_ratio)
+        alone.append(read_service(tmp_path / path.name, MODELS).engine.ratio)
     for mode, ratio in both.items():
         assert min(each[mode] for each in alone) <= ratio <= max(each[mode] for each in alone)
 
