@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import count
 from time import perf_counter, time
 from typing import Any
@@ -183,13 +183,13 @@ class Engine:
     def drain(self) -> list[dict[str, Any]]:
         """Rows of the steps since the last call: scheduler's and worker's columns side by side.
 
-        With several GPUs, the row of the one that took longest.
+        With several GPUs, the row of the one that took longest; it may have waited for any that was launched late.
         """
         steps, self.core.scheduler.steps = self.core.scheduler.steps, []
         workers: list[list[dict[str, Any]]] = self._rpc("probe_drain", len(steps))
         if any(len(rows) != len(steps) for rows in workers):
             raise EngineError(f"{len(steps)} steps were scheduled, but the workers timed {[len(rows) for rows in workers]}")
-        timed = [max(rows, key=lambda row: row["gpu_s"]) for rows in zip(*workers, strict=True)]
+        timed = [_of_all(rows) for rows in zip(*workers, strict=True)]
         return [step.row() | row for step, row in zip(steps, timed, strict=True)]
 
     def memory(self) -> dict[str, Any]:
@@ -221,3 +221,9 @@ class Engine:
         queue = self.core.scheduler.kv_cache_manager.block_pool.free_block_queue
         blocks = queue.popleft_n(queue.num_free_blocks)
         queue.append_n([blocks[i] for i in self._random.permutation(len(blocks))])
+
+
+def _of_all(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One step's row of each GPU → the step's."""
+    slowest = max(rows, key=lambda row: row["gpu_s"])
+    return slowest | {"queued": all(row["queued"] for row in rows), "launch_end_s": max(row["launch_end_s"] for row in rows)}
