@@ -108,7 +108,7 @@ class Setting:
     def _decode(self, batch: int) -> StepFeatures:
         padded, mode = self.engine.graphs.pad(batch, True)
         total = batch * self.context
-        return StepFeatures(0, 0, 0, 0, batch, total, self.context, 0, padded, mode)
+        return StepFeatures(0, 0, 0, 0, batch, total, self.context, 0, padded, mode, decode_in_step_seqs=batch if batch > 1 else 0)
 
     def prefill_s(self, chunk: int) -> float:
         """GPU time of a prompt of `chunk` tokens alone, seconds."""

@@ -27,15 +27,15 @@ from profiler.export import export
 from profiler.exposure import time_shares
 from profiler.files import write_text
 from profiler.fit import MODES, Mode, StepTimeRegressor, feature_domain
-from profiler.gpu_time import fit_gpu_time
+from profiler.gpu_time import IN_STEP, fit_gpu_time
 from profiler.idle import attention_of
 from profiler.judge import error_rows, left_out, residuals
-from profiler.launch_time import Launching, launch_regimes, launches_in_engine
+from profiler.launch_time import Launching, launch_regimes
 from profiler.options import aliases
 from profiler.profiled import Profiled, from_raw
 from profiler.raw import Raw, after_of
 from profiler.service import SERVICE, Service, read_service
-from simulator.artifacts.artifact import Artifact, Measurement, Memory, MemoryParts, Overheads, Provenance, Regime
+from simulator.artifacts.artifact import Artifact, Measurement, Memory, MemoryParts, Provenance, Regime
 from simulator.artifacts.models import MODELS, artifact_name
 from simulator.cost import CostModel
 from simulator.errors import UserError
@@ -64,7 +64,7 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
     predicted = model.predict(known.matrix)
     unseen = left_out(known)
     predictions = {"in-sample": predicted, **unseen}
-    in_service = Service({}, {}, Overheads()) if service is None else read_service(service, models)
+    in_service = Service() if service is None else read_service(service, models)
     speculative = meta.get("speculative")
     artifact = Artifact(
         format_version=1,
@@ -79,7 +79,7 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
         step=_regimes(model, profile, in_service),
         sampling=profile.sampling.regimes() if profile.sampling else {},
         overheads=in_service.overheads,
-        domain=feature_domain(known.features(), [name for name in StepFeatures._fields if name != "graph_mode"]),
+        domain=feature_domain(known.features(), [name for name in StepFeatures._fields if name not in ("graph_mode", IN_STEP)]),
         error=error_rows(known, predictions),
         residuals=residuals(known, predicted),
         measurement=_measurement(meta),
@@ -123,14 +123,14 @@ def service_of(profile: Path, raw: Raw, models: Path) -> Path | None:
 
 def _regimes(model: StepTimeRegressor, profile: Profiled, in_service: Service) -> dict[Mode, Regime]:
     gpu = model.regimes()
-    launches = launch_regimes(profile, in_service.launch_ratio)
-    spreads = in_service.launch_spread if launches_in_engine(profile) else {}
+    served = in_service.launches_of(profile)
+    launches = launch_regimes(profile, served.ratio)
     # A mode that this engine never runs (all but `none`, when eager) takes the launches of one that it does.
     some = next(iter(launches.values()), Launching({}, {}, {}))
     regimes = {}
     for mode in MODES:
         launching = {f"{name}_ns": _rounded(coefficients) for name, coefficients in launches.get(mode, some)._asdict().items()}
-        regimes[mode] = Regime(gpu_ns=gpu[mode].gpu_ns, **launching, launch_spread=spreads.get(mode, []))
+        regimes[mode] = Regime(gpu_ns=gpu[mode].gpu_ns, **launching, launch_spread=served.spread.get(mode, []))
     return regimes
 
 

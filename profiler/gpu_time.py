@@ -14,6 +14,10 @@ from profiler.tables import SHAPES, Table
 
 Float64 = NDArray[np.float64]
 
+IN_STEP = "decode_in_step_seqs"
+"""Multiprocessors that read equally long contexts begin and end their pieces of work at the same moments, and the memory's bus is idle
+between. That costs some microseconds a sequence, which traffic's contexts do not: they are of all lengths, in no order."""
+
 TERMS = (
     # The product with the vocabulary, and what attention does once a sequence.
     "decode_seqs",
@@ -25,6 +29,7 @@ TERMS = (
     "decode_context_tokens[:32768]",
     "decode_context_max_tokens",
     "decode_idle_tokens",
+    IN_STEP,
     # Attention of prompts: pairs of tokens, keys and values read.
     "prefill_attention_tokens",
     "prefill_context_tokens",

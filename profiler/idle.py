@@ -1,4 +1,4 @@
-"""What multiprocessors wait for in the attention of a profile's steps: from the contexts of each point, which its name tells."""
+"""How multiprocessors share the attention of a profile's steps: from the contexts of each point, which its name tells."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from profiler.attention import MULTIPROCESSORS, heads_of
 from profiler.points import Point
 from simulator.artifacts.attention import SHARES, Attention
+
+NEARLY = 0.03
+"""Relative distance of two contexts, up to which a multiprocessor reads both in about the same time."""
 
 
 def attention_of(meta: Mapping[str, Any]) -> Attention | None:
@@ -29,6 +32,21 @@ def idle_tokens(steps: pd.DataFrame, attention: Attention | None) -> NDArray[np.
     columns = steps["point"], steps["decode_seqs"], steps["decode_context_tokens"]
     begun = {name: _begun(Point.parse(name)) for name in steps["point"].unique()}
     return np.array([_idle_tokens(begun[name], int(n), int(tokens), attention) for name, n, tokens in zip(*columns, strict=True)], np.int64)
+
+
+def in_step_seqs(steps: pd.DataFrame) -> NDArray[np.int64]:
+    """int64[k]: `StepFeatures.decode_in_step_seqs` of measured steps; beside a prompt other kernels run, which do not keep step."""
+    begun = {name: _begun(Point.parse(name)) for name in steps["point"].unique()}
+    columns = steps["point"], steps["decode_seqs"], steps["prefill_seqs"]
+    return np.array([0 if prompts else _in_step(begun[name][:n]) for name, n, prompts in zip(*columns, strict=True)], np.int64)
+
+
+def _in_step(contexts: list[int]) -> int:
+    """Sequences beside one that is nearly as long."""
+    if len(contexts) < 2:
+        return 0
+    near = abs(np.diff(np.log(contexts))) < NEARLY
+    return int((np.append(near, False) | np.append(False, near)).sum())
 
 
 def _begun(point: Point) -> list[int]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from profiler.idle import attention_of, idle_tokens
+from profiler.idle import attention_of, idle_tokens, in_step_seqs
 from profiler.raw import Raw
 from profiler.sampling import Sampling, sampled_tokens
 from profiler.steps import as_matrix
@@ -96,7 +96,7 @@ def from_raw(raw: Raw, after: Raw | None = None) -> Profiled:
     sampling = Sampling.of(steps[gpu_known])
     if sampling is None and after is not None:
         sampling = Sampling.of(after.steps)
-    steps = steps.assign(decode_idle_tokens=idle_tokens(steps, attention_of(meta)))
+    steps = steps.assign(decode_idle_tokens=idle_tokens(steps, attention_of(meta)), decode_in_step_seqs=in_step_seqs(steps))
     table = _rows(_timed(steps, gpu_known, sampling))
     return Profiled(meta, table, raw.sha256, sampling, _prepare_ns(steps, table) if on_gpu else None)
 
@@ -110,9 +110,11 @@ def _without_gaps(steps: pd.DataFrame) -> pd.Series[bool]:
     if "behind_s" not in steps:
         return steps["queued"]
     known = steps["queued"] | ((steps["hold_s"] > 0) & (steps["behind_s"] > BEHIND * steps["gpu_s"]))
-    # Now and then a launch is held up for longer than its hold; with few kernels left, the GPU ends long after it, too.
-    like = [name for name in SAME if name in steps]
-    return known & (steps["gpu_s"] < TOO_LONG * steps["gpu_s"].where(known).groupby([steps[name] for name in like]).transform("min"))
+    # Now and then a launch is held up for longer than its hold; with few kernels left, the GPU ends long after it, too. And of several
+    # GPUs, one may wait for what another is late to launch. Points that differ in their kind only (sampling, decode) are the same batch.
+    batch = steps["point"].str.partition(" ")[2]
+    like = [batch, *(steps[name] for name in SAME if name in steps and name != "point")]
+    return known & (steps["gpu_s"] < TOO_LONG * steps["gpu_s"].where(known).groupby(like).transform("min"))
 
 
 def _timed(steps: pd.DataFrame, gpu_known: pd.Series[bool], sampling: Sampling | None) -> pd.DataFrame:

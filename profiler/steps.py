@@ -92,6 +92,7 @@ def replay(trace: Trace) -> Replay:
         padded_tokens=padded,
         graph_mode=mode,
         decode_idle_tokens=np.zeros(len(longest), np.int64),
+        decode_in_step_seqs=np.zeros(len(longest), np.int64),
     )
     # With steps in flight, the next one was composed before the last result; a step composed after it found the engine empty
     # unless it decodes, as the first of a synchronous engine's steps does not.
@@ -112,8 +113,8 @@ def busy_steps(trace: Trace, replayed: Replay) -> Steps:
 
 
 def as_matrix(features: StepFeatures) -> Int64:
-    """int64[k, number of features]: the columns side by side."""
-    return np.column_stack(features).astype(np.int64)
+    """int64[k, number of features]: the columns side by side; what is a number is the same in all steps."""
+    return np.column_stack(np.broadcast_arrays(*features)).astype(np.int64)
 
 
 def pad(engine: EngineConfig, tokens: Int64, uniform_decode: NDArray[np.bool_]) -> tuple[Int64, Int64]:

@@ -85,7 +85,7 @@ class CostModel:
         self._hand_over = [_Sum(artifact.step[_mode_name(mode)].hand_over_ns) for mode in GraphMode]
         self._hands_over = any(regime.hand_over_ns for regime in artifact.step.values())
         self._spread = [artifact.step[_mode_name(mode)].launch_spread for mode in GraphMode]
-        self._still_cache: list[dict[tuple[int, int], float]] = [{} for _ in GraphMode]
+        self._still_cache: list[dict[tuple[int, int, int], float]] = [{} for _ in GraphMode]
 
     def __reduce__(self) -> tuple[type[CostModel], tuple[Artifact, Logits]]:
         # Its terms are closures, which do not travel to other processes; the artifact does.
@@ -153,7 +153,8 @@ class CostModel:
         sums = self._gpu[features.graph_mode]
         if features.prefill_seqs or features.verify_tokens:
             return sums.still_ns(features)
-        cache, key = self._still_cache[features.graph_mode], (features.decode_seqs, features.padded_tokens)
+        cache = self._still_cache[features.graph_mode]
+        key = features.decode_seqs, features.padded_tokens, features.decode_in_step_seqs
         still = cache.get(key)
         if still is None:
             still = cache[key] = sums.still_ns(features)

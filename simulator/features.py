@@ -44,6 +44,8 @@ class StepFeatures(NamedTuple):
     """`GraphMode` of the launch."""
     decode_idle_tokens: Column = 0
     """What multiprocessors could have read of the decodes' contexts while they waited for the last one (`artifacts/attention.py`)."""
+    decode_in_step_seqs: Column = 0
+    """Decoding sequences whose neighbour in the batch is nearly as long: most of a profile's, hardly any of traffic's, where it is 0."""
 
     @property
     def tokens(self) -> Column:

@@ -39,6 +39,7 @@ def features(k: int, seed: int = 1) -> StepFeatures:
         padded,
         mode,
         0 * context,
+        0 * context,
     )
 
 
