@@ -10,13 +10,17 @@ from numpy.typing import NDArray
 from profiler.attention import ChunkAttention, heads_of
 from profiler.fit import Mode, StepTimeRegressor
 from profiler.profiled import Profiled
-from profiler.tables import SHAPES, Table
+from profiler.tables import SHAPES, Prior, Table
 
 Float64 = NDArray[np.float64]
 
 IN_STEP = "decode_in_step_seqs"
 """Multiprocessors that read equally long contexts begin and end their pieces of work at the same moments, and the memory's bus is idle
 between. That costs some microseconds a sequence, which traffic's contexts do not: they are of all lengths, in no order."""
+
+IN_STEP_TOKENS, IN_STEP_SEQS = 50, 128
+"""Expected of that time: as long as reading so many tokens (40 to 115, in profiles that tell). One that is off by a step's time, with so
+many sequences, weighs like a step that is off by as much: of profiles with hardly any but equal contexts, that decides."""
 
 TERMS = (
     # The product with the vocabulary, and what attention does once a sequence.
@@ -60,10 +64,16 @@ def fit_gpu_time(rows: Profiled) -> StepTimeRegressor:
 
     def fitted(table: Table) -> StepTimeRegressor:
         at_ns = np.interp(chunk_attention.chunks, table.knots, table.about_ns).tolist()
-        terms, priors = (*table.terms, *TERMS, *chunk_attention.terms), (*table.priors, *chunk_attention.priors(at_ns))
+        terms = (*table.terms, *TERMS, *chunk_attention.terms)
+        priors = (*table.priors, *chunk_attention.priors(at_ns), _in_step(table))
         model = StepTimeRegressor(terms, MODE_TERMS, window=1, priors=priors, latent=tuple(SHAPES))
         return model.fit(rows.matrix, times_ns)
 
     table = Table.of(sizes, times_ns)
     coefficients = fitted(table).coef_.tolist()
     return fitted(Table.of(sizes, times_ns, table.pits_in(coefficients), table.straight_in(coefficients)))
+
+
+def _in_step(table: Table) -> Prior:
+    weight = IN_STEP_SEQS / float(np.interp(IN_STEP_SEQS, table.knots, table.about_ns))
+    return (IN_STEP, weight), ("decode_context_tokens", -weight * IN_STEP_TOKENS)

@@ -34,8 +34,10 @@ def idle_tokens(steps: pd.DataFrame, attention: Attention | None) -> NDArray[np.
     return np.array([_idle_tokens(begun[name], int(n), int(tokens), attention) for name, n, tokens in zip(*columns, strict=True)], np.int64)
 
 
-def in_step_seqs(steps: pd.DataFrame) -> NDArray[np.int64]:
+def in_step_seqs(steps: pd.DataFrame, attention: Attention | None) -> NDArray[np.int64]:
     """int64[k]: `StepFeatures.decode_in_step_seqs` of measured steps; beside a prompt other kernels run, which do not keep step."""
+    if attention is None:
+        return np.zeros(len(steps), np.int64)
     begun = {name: _begun(Point.parse(name)) for name in steps["point"].unique()}
     columns = steps["point"], steps["decode_seqs"], steps["prefill_seqs"]
     return np.array([0 if prompts else _in_step(begun[name][:n]) for name, n, prompts in zip(*columns, strict=True)], np.int64)

@@ -96,7 +96,8 @@ def from_raw(raw: Raw, after: Raw | None = None) -> Profiled:
     sampling = Sampling.of(steps[gpu_known])
     if sampling is None and after is not None:
         sampling = Sampling.of(after.steps)
-    steps = steps.assign(decode_idle_tokens=idle_tokens(steps, attention_of(meta)), decode_in_step_seqs=in_step_seqs(steps))
+    attention = attention_of(meta)
+    steps = steps.assign(decode_idle_tokens=idle_tokens(steps, attention), decode_in_step_seqs=in_step_seqs(steps, attention))
     table = _rows(_timed(steps, gpu_known, sampling))
     return Profiled(meta, table, raw.sha256, sampling, _prepare_ns(steps, table) if on_gpu else None)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler.grid import grid
-from profiler.idle import attention_of, idle_tokens
+from profiler.idle import attention_of, idle_tokens, in_step_seqs
 from profiler.points import Limits, Point
 from simulator.artifacts.attention import SHARES, Attention
 from simulator.features import StepFeatures
@@ -145,6 +145,30 @@ def test_prompts_that_have_begun_to_decode_count_with_their_contexts() -> None:
 
 def test_a_step_without_decodes_leaves_nothing_idle() -> None:
     assert idle_tokens(measured(Point("prefill", num_chunks=2, chunk=512), 0, 0), H100[4]).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("point", "seqs", "prompts", "in_step"),
+    [
+        (Point("decode", 64, 1_024), 64, 0, 64),
+        (Point("decode", 1, 1_024), 1, 0, 0),  # nobody to keep step with
+        (Point("decode", 128, 8_192, "spread"), 128, 0, 128),  # sorted: each is a fiftieth longer than the next
+        (Point("decode", 16, 8_192, "spread"), 16, 0, 0),
+        (Point("decode", 9, 4_096, "one_long"), 9, 0, 8),
+        (Point("mixed", 8, 2_048, num_chunks=1, chunk=128), 8, 1, 0),  # the prompt's step has other kernels,
+        (Point("mixed", 8, 2_048, num_chunks=1, chunk=128), 8, 0, 8),  # those before it do not,
+        (Point("mixed", 8, 2_048, num_chunks=1, chunk=128), 9, 0, 8),  # and then the prompt decodes, too.
+    ],
+)
+def test_sequences_keep_step_with_a_neighbour_of_their_length(point: Point, seqs: int, prompts: int, in_step: int) -> None:
+    assert in_step_seqs(measured(point, seqs, 1).assign(prefill_seqs=prompts), H100[4]).tolist() == [in_step]
+
+
+def test_hardly_any_of_traffics_contexts_keep_step() -> None:
+    point = Point("decode", 512, 16_384, "traffic")
+    steps = measured(point, 512, 1).assign(prefill_seqs=0)
+    assert in_step_seqs(steps, H100[4])[0] < 512 / 20
+    assert in_step_seqs(steps, None).tolist() == [0]
 
 
 @pytest.mark.parametrize(("gpus", "heads"), [(1, 4), (2, 2), (8, 1)])

@@ -91,8 +91,10 @@ def fitted(profile: Path) -> Artifact:
 
 
 def decode(batch: int, context: int) -> StepFeatures:
+    """Of equal contexts, as they were measured."""
     return StepFeatures(
-        decode_seqs=batch, decode_context_tokens=batch * context, decode_context_max_tokens=context, padded_tokens=batch
+        decode_seqs=batch, decode_context_tokens=batch * context, decode_context_max_tokens=context, padded_tokens=batch,
+        decode_in_step_seqs=batch if batch > 1 else 0,
     )  # fmt: skip
 
 
@@ -106,6 +108,31 @@ def mixed(batch: int, chunk: int, mode: GraphMode) -> StepFeatures:
 @pytest.mark.parametrize(("batch", "context"), [(1, 3000), (64, 1000), (128, 3000), (136, 3000), (200, 3000), (256, 500), (512, 6000)])
 def test_decode_times_are_found_between_what_was_measured(unchanged: CostModel, batch: int, context: int) -> None:
     assert unchanged.gpu_ns(decode(batch, context)) == pytest.approx(gpu_ns(batch, context, 0, "FULL"), rel=0.02)
+
+
+def test_what_equal_contexts_cost_is_none_of_traffics(profile: Path) -> None:
+    """A time a sequence put into the steps of equal contexts comes out as theirs, where there are others to tell."""
+    in_step_ns = 4_000
+    table = pd.read_csv(profile / "steps.csv.gz")
+    alone = (table["decode_seqs"] > 1) & (table["prefill_seqs"] == 0)
+    equal = table.assign(gpu_s=table["gpu_s"] + in_step_ns * table["decode_seqs"].where(alone, 0) / 1e9)
+    uneven = table[alone].assign(point=[Point("decode", n, 16384, "traffic").name for n in table[alone]["decode_seqs"]])
+    pd.concat([equal, uneven]).to_csv(profile / "steps.csv.gz", index=False)
+    model = CostModel(fitted(profile))
+    for batch in (16, 128, 256):
+        of_profile = decode(batch, 2048)
+        traffic = of_profile._replace(decode_in_step_seqs=0)
+        assert model.gpu_ns(of_profile) - model.gpu_ns(traffic) == pytest.approx(in_step_ns * batch, rel=0.25)
+        assert model.gpu_ns(traffic) == pytest.approx(gpu_ns(batch, 2048, 0, "FULL"), rel=0.03)
+
+
+def test_a_batch_that_waited_in_one_point_is_known_by_another(profile: Path, unchanged: CostModel) -> None:
+    """Of several GPUs, one waits for a launch on another, and nothing else tells: the same batch was quicker elsewhere."""
+    table = pd.read_csv(profile / "steps.csv.gz")
+    same = table[table["point"] == "decode 512×64"].assign(point="sampling 512×64", kind="sampling")
+    pd.concat([table, same.assign(gpu_s=1.4 * same["gpu_s"])]).assign(behind_s=0.0).to_csv(profile / "steps.csv.gz", index=False)
+    batch = decode(512, 64)
+    assert CostModel(fitted(profile)).gpu_ns(batch) == pytest.approx(unchanged.gpu_ns(batch), rel=1e-3)
 
 
 def test_a_bad_kernel_stays_where_it_is(unchanged: CostModel) -> None:

@@ -115,3 +115,42 @@ def test_an_artifact_names_only_calibrations_that_are_shipped_with_it(calibratio
 def test_validation_judges_by_other_traces() -> None:
     judged = {path.read_bytes() for path in (MODELS.parent / "validation" / "traces").glob("*/steps.csv.gz")}
     assert not judged & {path.read_bytes() for path in SHIPPED.glob("*/steps.csv.gz")}
+
+
+TWO_GPUS = "r1-distill-qwen-32b-bf16-tp2"
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path) -> Path:
+    """A calibration in which workers launch, to be changed."""
+    shutil.copytree(MODELS / "h200-sxm" / SERVICE / TWO_GPUS, tmp_path / TWO_GPUS)
+    return tmp_path
+
+
+def test_workers_launches_are_their_own(two_gpus: Path) -> None:
+    """Of an engine whose workers launch, nothing is said of one that launches itself, and the other way round."""
+    found = read_service(two_gpus, MODELS)
+    assert not found.engine.ratio
+    assert set(found.workers.ratio) == {"none", "piecewise"}
+    assert all(1.0 < ratio < 2.0 for ratio in found.workers.ratio.values())
+    assert not read_service(SHIPPED, MODELS).workers.ratio
+
+
+def test_slower_workers_launch_longer(two_gpus: Path) -> None:
+    """The way to the worker and back is in it, too, and grows shorter where launches take more of the time between results."""
+    before = read_service(two_gpus, MODELS).workers.ratio
+    scale(two_gpus / TWO_GPUS / "steps.csv.gz", 1.1, "launch_s")
+    after = read_service(two_gpus, MODELS).workers.ratio
+    for mode, ratio in before.items():
+        assert ratio < after[mode] <= 1.1 * ratio
+
+
+def test_a_model_on_two_gpus_has_its_workers_launches() -> None:
+    raw = Raw.read(MODELS / "h200-sxm" / "r1-distill-qwen-32b" / "bf16-kv_auto-tp2.json")
+    service = MODELS / "h200-sxm" / SERVICE
+    alone, served = (fit_profile(raw, service=folder)[0].step["piecewise"] for folder in (None, service))
+    ratio = read_service(service, MODELS).workers.ratio["piecewise"]
+    assert served.launch_ns["one"] == pytest.approx(ratio * alone.launch_ns["one"], rel=1e-3)
+    assert served.hand_over_ns == alone.hand_over_ns
+    assert served.launch_spread
+    assert not alone.launch_spread
