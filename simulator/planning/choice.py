@@ -50,7 +50,7 @@ class Choice:
 
     @property
     def best(self) -> Option | None:
-        """The one with the fewest GPUs; of several the plainest model, then the best accuracy; None: none will do."""
+        """The one with the fewest GPUs; of several the plainest model, the best accuracy, the most headroom; None: none will do."""
         feasible = [option for option in self.options if option.gpus is not None]
         return min(feasible, key=_rank, default=None)
 
@@ -60,10 +60,12 @@ class Choice:
         return next((option for option in self.options if option.plan and option.config and is_plain(option.config)), None)
 
 
-def _rank(option: Option) -> tuple[int, bool, float]:
+def _rank(option: Option) -> tuple[int, bool, float, float]:
     assert option.gpus is not None
     assert option.config is not None
-    return option.gpus, not is_plain(option.config), -option.accuracy_points
+    assert option.plan is not None
+    headroom = option.plan.chosen.binding.headroom if option.plan.chosen else 0.0
+    return option.gpus, not is_plain(option.config), -option.accuracy_points, -headroom
 
 
 def choose(path: str | Path, overrides: list[str] | None = None) -> Choice:

@@ -157,6 +157,15 @@ def test_of_equals_the_published_model_is_chosen(small: Path) -> None:
     assert "without an optimization: no optimization of b needs fewer" in text(found)
 
 
+def test_of_equals_of_unknown_accuracy_the_one_with_the_most_headroom_is_chosen(small: Path) -> None:
+    for opts in ("{a: ['opt=awq'], b: ['opt=fp8']}", "{b: ['opt=fp8'], a: ['opt=awq']}"):
+        found = choose(small, [f"plan.opts={opts}", "workload.arrivals.rate=0.5"])
+        plans = [option.plan for option in found.options]
+        headroom = [plan.chosen.binding.headroom for plan in plans if plan and plan.chosen]
+        assert [option.gpus for option in found.options] == [1, 1]
+        assert found.best is found.options[headroom.index(max(headroom))]
+
+
 def test_an_accuracy_demanded_leaves_out_what_nobody_published(small: Path) -> None:
     found = choose(small, ["plan.opts=[none,awq]", "plan.max_accuracy_drop=3", "workload.arrivals.rate=0.5"])
     assert [option.plan is None for option in found.options] == [False, True]
