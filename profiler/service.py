@@ -66,7 +66,9 @@ class Service:
     overheads: Overheads = field(default_factory=Overheads)
 
     def launches_of(self, profile: Profiled) -> Launches:
-        """Those of an engine like the profile's."""
+        """Those of an engine like the profile's; without asynchronous scheduling a launch ends with a wait, and none is known."""
+        if not profile.meta["engine"]["async_scheduling"]:
+            return Launches()
         return self.engine if launches_in_engine(profile) else self.workers
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from profiler.fit_profile import fit_profile
+from profiler.profiled import from_raw
 from profiler.raw import Raw
 from profiler.service import SERVICE, Service, read_service
 from simulator.artifacts.models import MODELS
@@ -154,3 +155,10 @@ def test_a_model_on_two_gpus_has_its_workers_launches() -> None:
     assert served.hand_over_ns == alone.hand_over_ns
     assert served.launch_spread
     assert not alone.launch_spread
+
+
+def test_an_engine_that_waits_for_each_step_takes_no_others_launches() -> None:
+    service = read_service(MODELS / "h200-sxm" / SERVICE, MODELS)
+    drafts = from_raw(Raw.read(MODELS / "h100-sxm" / "r1-distill-qwen-7b" / "bf16-kv_auto-tp1-ngram-k3.json"))
+    assert not service.launches_of(drafts).ratio
+    assert not service.launches_of(drafts).spread
