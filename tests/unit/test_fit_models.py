@@ -119,7 +119,7 @@ TARGET = (0.015, 0.04, 0.005)
 # Left out, a batch size takes its kernel's time with it, and neighbours do not tell it: least of all beyond the captured sizes, where
 # round sizes are up to a fifth faster than others, and for quantized weights. Where a size was measured, the in-sample rows hold.
 MISSED = Path(__file__).with_name("missed_targets.csv")
-"""Rows that miss the target, and what they reach at most: `PYTHONPATH=. python tests/unit/test_fit_models.py` writes what they reach now."""
+"""Rows that miss the target, and what they reach at most; `PYTHONPATH=. python tests/unit/test_fit_models.py` writes it anew."""
 
 
 def _reached(row: ErrorRow) -> tuple[float, float, float]:
