@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from profiler.grid import CHUNKS
+from profiler.idle import in_step
 from profiler.profiled import from_raw
 from profiler.raw import Raw, after_of
 from simulator.artifacts.models import artifacts
@@ -108,7 +109,7 @@ class Setting:
     def _decode(self, batch: int) -> StepFeatures:
         padded, mode = self.engine.graphs.pad(batch, True)
         total = batch * self.context
-        return StepFeatures(0, 0, 0, 0, batch, total, self.context, 0, padded, mode, decode_in_step_seqs=batch if batch > 1 else 0)
+        return StepFeatures(0, 0, 0, 0, batch, total, self.context, 0, padded, mode, decode_in_step_seqs=in_step((self.context,) * batch))
 
     def prefill_s(self, chunk: int) -> float:
         """GPU time of a prompt of `chunk` tokens alone, seconds."""

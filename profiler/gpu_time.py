@@ -19,7 +19,7 @@ IN_STEP = "decode_in_step_seqs"
 between. That costs some microseconds a sequence, which traffic's contexts do not: they are of all lengths, in no order."""
 
 IN_STEP_TOKENS, IN_STEP_SEQS = 50, 128
-"""Expected of that time: as long as reading so many tokens (40 to 115, in profiles that tell). One that is off by a step's time, with so
+"""Expected of that time: as long as reading so many tokens (40 to 103, in profiles that tell). One that is off by a step's time, with so
 many sequences, weighs like a step that is off by as much: of profiles with hardly any but equal contexts, that decides."""
 
 TERMS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,20 +31,19 @@ def idle_tokens(steps: pd.DataFrame, attention: Attention | None) -> NDArray[np.
     if attention is None:
         return np.zeros(len(steps), np.int64)
     columns = steps["point"], steps["decode_seqs"], steps["decode_context_tokens"]
-    begun = {name: _begun(Point.parse(name)) for name in steps["point"].unique()}
-    return np.array([_idle_tokens(begun[name], int(n), int(tokens), attention) for name, n, tokens in zip(*columns, strict=True)], np.int64)
+    return np.array([_idle_tokens(_begun(name)[:n], int(tokens), attention) for name, n, tokens in zip(*columns, strict=True)], np.int64)
 
 
 def in_step_seqs(steps: pd.DataFrame, attention: Attention | None) -> NDArray[np.int64]:
     """int64[k]: `StepFeatures.decode_in_step_seqs` of measured steps; beside a prompt other kernels run, which do not keep step."""
     if attention is None:
         return np.zeros(len(steps), np.int64)
-    begun = {name: _begun(Point.parse(name)) for name in steps["point"].unique()}
     columns = steps["point"], steps["decode_seqs"], steps["prefill_seqs"]
-    return np.array([0 if prompts else _in_step(begun[name][:n]) for name, n, prompts in zip(*columns, strict=True)], np.int64)
+    return np.array([0 if prompts else in_step(_begun(name)[:n]) for name, n, prompts in zip(*columns, strict=True)], np.int64)
 
 
-def _in_step(contexts: list[int]) -> int:
+@cache
+def in_step(contexts: tuple[int, ...]) -> int:
     """Sequences beside one that is nearly as long."""
     if len(contexts) < 2:
         return 0
@@ -51,15 +51,16 @@ def _in_step(contexts: list[int]) -> int:
     return int((np.append(near, False) | np.append(False, near)).sum())
 
 
-def _begun(point: Point) -> list[int]:
-    """Contexts with which a point's sequences begin; a mixed point's prompts decode once they are computed."""
-    return [*point.contexts, *([point.start + point.chunk] * point.num_chunks)]
+@cache
+def _begun(name: str) -> tuple[int, ...]:
+    """Contexts with which the sequences of the point of that name begin; a mixed point's prompts decode once they are computed."""
+    point = Point.parse(name)
+    return (*point.contexts, *([point.start + point.chunk] * point.num_chunks))
 
 
-def _idle_tokens(contexts: list[int], seqs: int, context_tokens: int, attention: Attention) -> int:
+def _idle_tokens(begun: tuple[int, ...], context_tokens: int, attention: Attention) -> int:
     """Sequences have all grown by as much since the point began."""
-    if not seqs:
+    if not begun:
         return 0
-    begun = contexts[:seqs]
-    grown = (context_tokens - sum(begun)) // seqs
+    grown = (context_tokens - sum(begun)) // len(begun)
     return context_tokens * attention.idle_share([max(context + grown, 1) for context in begun]) // SHARES
