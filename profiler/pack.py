@@ -2,7 +2,7 @@
 
     python -m profiler.pack PATH …
 
-A trace's folder: its steps' times to 10 µs, without the columns that nothing reads of a trace. `….points.jsonl.gz`: numbers to the
+A trace's folder: its steps' times to 10 µs, their KV usage to a thousandth, without the columns that nothing reads of a trace. `….points.jsonl.gz`: numbers to the
 nanosecond, all lines in one gzip member. Any other `….gz` (a calibration's files, too, of which the fit reads every column): its content
 as it is. All are compressed by zopfli where it is installed: the same format, a fifth smaller than what gzip makes at its best.
 """
@@ -22,11 +22,13 @@ from profiler.files import write_bytes
 from profiler.parts import to_ns
 from simulator.errors import UserError
 
-UNREAD_COLUMNS = ("schedule_cpu_s", "update_cpu_s", "padded_tokens", "accepted_seqs")
-"""Of a trace's steps: a calibration's fit needs the first two, `graph_mode` tells the third, and meta.json sums the last up."""
+UNREAD_COLUMNS = ("schedule_cpu_s", "update_cpu_s", "launch_s", "padded_tokens", "accepted_seqs")
+"""Of a trace's steps: a calibration's fit needs the first three, `graph_mode` tells the fourth, and meta.json sums the last up."""
 
 STEP_DIGITS = 5
 """A step takes milliseconds: 10 µs are lost in its noise, and do not add up, since times count from the trace's start."""
+USAGE_DIGITS = 3
+"""A thousandth of the KV cache: its course is compared in percent."""
 
 
 def pack(path: Path) -> tuple[int, int]:
@@ -62,7 +64,7 @@ def _content(content: bytes) -> bytes:
 
 def _steps(content: bytes) -> bytes:
     steps = pd.read_csv(io.BytesIO(content)).drop(columns=list(UNREAD_COLUMNS), errors="ignore")
-    return steps.round(STEP_DIGITS).to_csv(index=False).encode()
+    return steps.round(STEP_DIGITS).round({"kv_usage": USAGE_DIGITS}).to_csv(index=False).encode()
 
 
 def _points(content: bytes) -> bytes:
