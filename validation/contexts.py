@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -59,11 +60,14 @@ class Decodes:
         share = np.zeros(len(steps), np.int64)
         if attention is not None:
             due = 0
-            for step in np.unique(np.concatenate([self.first, self.end]).clip(max=len(steps) - 1)).tolist():
-                if step >= due:
+            changes = np.unique(np.concatenate([self.first, self.end]).clip(max=len(steps) - 1))
+            for begin, end in pairwise([*changes.tolist(), len(steps)]):
+                step = max(begin, due)
+                while step < end:
                     contexts = self._contexts(step)
                     share[step:] = attention.idle_share(contexts)
                     due = step + len(contexts) // FEWER
+                    step = max(step + attention.block_tokens, due)
         idle: Int64 = steps["decode_context_tokens"].to_numpy(np.int64) * share // SHARES
         return idle
 

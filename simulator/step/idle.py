@@ -11,23 +11,29 @@ FEWER = 4
 
 
 class IdleShare:
-    """`Attention.idle_share` of the batch, as of the last of its changes that was looked at.
+    """`Attention.idle_share` of the batch, as of when it was last looked at.
 
-    Only when the batch changes is it looked at, never in between: so a stretch of steps costs what its single steps do.
+    A batch that stays the same is looked at again once all its contexts have grown by a block: one that is split from then on, or no
+    longer, can make a step a tenth shorter or longer. The steps in which it is looked at do not depend on how many are evaluated at once: so a stretch costs what its single steps do.
     """
 
     def __init__(self, attention: Attention) -> None:
         self._attention = attention
         self._epoch = NEVER
-        self._due_step = 0
+        self._due_step = self._stale_step = 0
         self._share = 0
 
     def of(self, plan: StepPlan, running: list[Sequence], epoch: int) -> int:
         """In `SHARES`ths, of the plan's decodes; `epoch` counts the changes of the batch."""
-        if epoch != self._epoch:
-            self._epoch = epoch
-            if plan.step >= self._due_step:
-                contexts = plan.decoding_contexts(running)
-                self._share = self._attention.idle_share(contexts)
-                self._due_step = plan.step + len(contexts) // FEWER
+        due_step = self._stale_step if epoch == self._epoch else self._due_step
+        self._epoch = epoch
+        if plan.step >= due_step:
+            contexts = plan.decoding_contexts(running)
+            self._share = self._attention.idle_share(contexts)
+            self._due_step = plan.step + len(contexts) // FEWER
+            self._stale_step = max(plan.step + self._attention.block_tokens, self._due_step)
         return self._share
+
+    def steps_until_stale(self, step: int) -> int:
+        """From `step` to the next in which the same batch is looked at again."""
+        return self._stale_step - step

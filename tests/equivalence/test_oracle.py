@@ -138,6 +138,7 @@ def test_the_sample_holds_every_rule() -> None:
         counts["waits for workers"] += plain.clock.waits_for_workers
         counts["batches whose attention was looked at"] += plain.attention.looks
         counts["batches that changed too soon for a look"] += plain.attention.spared
+        counts["batches that stayed and were looked at again"] += plain.attention.again
     at_least = {f"preemptions, {policy}, async {mode}": 400 for policy in ("fcfs", "priority") for mode in (True, False)} | {
         "self-preemptions": 500,
         "resumed": 1000,
@@ -152,5 +153,6 @@ def test_the_sample_holds_every_rule() -> None:
         "waits for workers": 1000,
         "batches whose attention was looked at": 3_000,
         "batches that changed too soon for a look": 40,
+        "batches that stayed and were looked at again": 300,
     }
     assert {name: counts[name] for name, least in at_least.items() if counts[name] < least} == {}

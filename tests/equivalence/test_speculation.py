@@ -83,6 +83,7 @@ def test_the_sample_holds_every_rule() -> None:
         counts.update(plain.counts)
         counts["batches whose attention was looked at"] += plain.attention.looks
         counts["batches that changed too soon for a look"] += plain.attention.spared
+        counts["batches that stayed and were looked at again"] += plain.attention.again
     at_least = {
         "drafts accepted": 5000,
         "drafts rejected": 5000,
@@ -93,6 +94,7 @@ def test_the_sample_holds_every_rule() -> None:
         "wasted rows": 200,
         "batches whose attention was looked at": 3_000,
         "batches that changed too soon for a look": 15,
+        "batches that stayed and were looked at again": 300,
     }
     for method in ("ngram", "draft_model", "eagle3"):
         at_least |= {f"preemptions, fcfs, {method}": 10, f"preemptions, priority, {method}": 10}

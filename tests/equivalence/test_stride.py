@@ -64,9 +64,10 @@ def test_the_sample_holds_what_could_go_wrong() -> None:
         found["workers launch"] += bool(scenario.cost.artifact.step["full"].hand_over_ns)
         found["launches take time"] += bool(scenario.cost.artifact.step["full"].launch_ns)
         found["step ends at the horizon"] += scenario.horizon_s is not None and any(result.end_ns in ends for ends in steps(result))
-        taken = simulate(with_stride(scenario, None))
-        found["steps saved"] += result.num_events - taken.num_events
-        found["events of the macro-step"] += taken.num_events
+        if scenario.cost.artifact.attention is None:  # else stretches are as short as the blocks of these cases
+            taken = simulate(with_stride(scenario, None))
+            found["steps saved"] += result.num_events - taken.num_events
+            found["events of the macro-step"] += taken.num_events
     assert min(found[f"preemptions, {policy}, async {mode}"] for policy in ("fcfs", "priority") for mode in (True, False)) >= 200
     assert min(found[name] for name in ("closed loop", "barrier", "replicas", "cut by the horizon")) >= 20
     assert min(found[name] for name in ("time before a launch", "launches take time", "workers launch")) >= 50

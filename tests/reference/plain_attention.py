@@ -9,15 +9,16 @@ from tests.reference.plain_request import Request, Step
 class PlainAttention:
     """Looks at the decodes of a batch whenever it is not the batch before, but not again before a quarter as many steps as it has decodes.
 
-    `looks` counts them, `spared` the batches that came too early.
+    A batch that stays is looked at again once its contexts have grown by a block. `looks` counts them, `again` those of them, `spared` the batches that came too
+    early.
     """
 
     def __init__(self, attention: Attention | None, *, verifies: bool) -> None:
         self.attention, self.verifies = attention, verifies
         self.last: object = None
-        self.due = 0
+        self.due = self.stale = 0
         self.share = 0
-        self.looks = self.spared = 0
+        self.looks = self.again = self.spared = 0
 
     def idle_tokens(self, index: int, step: Step, running: list[Request]) -> int:
         """Of the step with this number, which is about to be launched."""
@@ -28,15 +29,16 @@ class PlainAttention:
         # Who gets a token in every step stays on a line, who gets none falls back by one. With drafts there are no lines.
         lines = [(r.row, r.num_computed_tokens - index) for r in decodes]
         batch = [(r.row, r.preemptions, r.is_prefill_chunk) for r in running] if self.verifies else lines
-        if batch != self.last:
-            self.last = batch
-            if index >= self.due:
-                contexts = [r.num_tokens for r in decodes if r in scheduled] if self.verifies else [r.num_computed_tokens for r in decodes]
-                self.share = idle_share(self.attention, contexts)
-                self.due = index + len(contexts) // 4
-                self.looks += 1
-            else:
-                self.spared += 1
+        changed, self.last = batch != self.last, batch
+        if index >= (self.due if changed else self.stale):
+            contexts = [r.num_tokens for r in decodes if r in scheduled] if self.verifies else [r.num_computed_tokens for r in decodes]
+            self.share = idle_share(self.attention, contexts)
+            self.due = index + len(contexts) // 4
+            self.stale = max(index + self.attention.block_tokens, self.due)
+            self.looks += 1
+            self.again += not changed
+        elif changed:
+            self.spared += 1
         return sum(row.end for row in step.rows if not row.prefill) * self.share // SHARES
 
     @staticmethod

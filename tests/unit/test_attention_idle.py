@@ -91,13 +91,24 @@ def test_a_batch_is_looked_at_when_it_changes_and_seldom_if_it_is_large() -> Non
     attention = FineAttention(kv_heads=1, multiprocessors=3)
     share = IdleShare(attention)
     alike, other = decoding(*[40] * 12), decoding(*[40] * 9, 80, 80)
-    first, then = attention.idle_share([40] * 12), attention.idle_share([46] * 9 + [86] * 2)
-    assert (first, then) == (0, SHARES * (3 * 58 - 152) // 152)
+    first, then = attention.idle_share([40] * 12), attention.idle_share([43] * 9 + [83] * 2)
+    assert first == 0 < then
     assert share.of(StepPlan(0), alike, epoch=0) == first
     # Twelve sequences: not before the third step, and then only if there is a change.
     assert share.of(StepPlan(2), other, epoch=1) == first
-    assert share.of(StepPlan(5), other, epoch=1) == first
-    assert share.of(StepPlan(6), other, epoch=2) == then
+    assert share.of(StepPlan(3), other, epoch=1) == first
+    assert share.of(StepPlan(3), other, epoch=2) == then
+
+
+def test_a_batch_that_stays_is_looked_at_again_once_its_contexts_have_grown_by_a_block() -> None:
+    attention, batch = H100[4], decoding(100, 2_000, 3_000)
+    share, first, grown = IdleShare(attention), *(attention.idle_share([100 + n, 2_000 + n, 3_000 + n]) for n in (5, 133))
+    assert first != grown
+    assert share.of(StepPlan(5), batch, epoch=0) == first
+    assert share.of(StepPlan(132), batch, epoch=0) == first
+    assert share.steps_until_stale(132) == 1
+    assert share.of(StepPlan(133), batch, epoch=0) == grown
+    assert share.steps_until_stale(133) == 128
 
 
 def test_it_costs_what_its_term_says() -> None:
