@@ -24,6 +24,9 @@ from simulator.errors import UserError
 SERVER_PACKAGES = ("aiohttp", "fastapi", "httptools", "openai", "prometheus_fastapi_instrumentator", "starlette", "uvicorn", "uvloop")
 """What vLLM's server imports and its engine does not need."""
 START_S = 1200.0
+KEEP_ALIVE_S = 2.0
+"""For which an idle connection is kept: for less time than the server does (`VLLM_HTTP_TIMEOUT_KEEP_ALIVE`, 5 s), else a request may be
+sent on one that the server is closing at that moment, and is lost."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -157,8 +160,8 @@ class ServerReplica:
         import aiohttp
 
         if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=None, sock_read=None)
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
+            timeout, connector = aiohttp.ClientTimeout(total=None, sock_read=None), aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
         return self._session
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from statistics import median
 from typing import Any
 
 from validation.compare import LABELS, Comparison
@@ -17,6 +18,7 @@ from validation.split import Split
 from validation.table import as_json, as_text, percent
 
 IN_SAMPLE = "*"
+NEAR = 0.02
 COLUMNS = (
     *(("E2E", "e2e_s", statistic) for statistic in ("mean", "p50", "p90", "p99")),
     *(("TPOT", "tpot_s", statistic) for statistic in ("mean", "p50", "p90", "p99")),
@@ -163,9 +165,26 @@ def cells(judged: Judged) -> tuple[str, ...]:
 
 
 def overview(judged: Sequence[Judged], refused: Sequence[str]) -> str:
-    """The table of all traces as text, with what could not be replayed below."""
+    """The table of all traces as text, their errors in short above, what could not be replayed below."""
     lines = _aligned([header(), *(cells(each) for each in judged)])
-    return "\n".join(["simulated / measured − 1", "", *lines, "", *legend(judged), *(f"not replayed: {reason}" for reason in refused)])
+    return "\n".join([summary(judged), "", "simulated / measured − 1", "", *lines, "", *legend(judged), *(f"not replayed: {reason}" for reason in refused)])
+
+
+def summary(judged: Sequence[Judged]) -> str:
+    """How far off they are all together, in a line."""
+    means = {each.name: each.comparison.rows["e2e_s"].errors["mean"] for each in judged if "e2e_s" in each.comparison.rows}
+    known = {name: error for name, error in means.items() if error is not None}
+    if not known:
+        return f"{len(judged)} traces, of none of which E2E is known"
+    far = max(known, key=lambda name: abs(known[name]))
+    within = sum(abs(error) <= NEAR for error in known.values())
+    typical = median(each.comparison.average_abs for each in judged)
+    counts = [each.comparison.preemptions for each in judged if each.comparison.preemptions.measured is not None]
+    simulated, measured = sum(each.simulated for each in counts), sum(each.measured or 0 for each in counts)
+    return (
+        f"E2E within {NEAR:.0%} in the mean in {within} of {len(known)} traces, at most {known[far]:+.1%} off ({far});"
+        f" |E2E, TPOT| {typical:.2%} (median); {simulated:,} preemptions for {measured:,}"
+    )
 
 
 def limits(judged: Sequence[Judged]) -> str:

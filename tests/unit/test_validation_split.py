@@ -191,6 +191,9 @@ def test_a_workload_measured_twice_says_how_far_the_machine_is_from_itself(tmp_p
 def test_one_table_and_one_page_of_all_traces(slower: tuple[Comparison, Split]) -> None:
     judged = [Judged(*slower, None)]
     text = overview(judged, ["lost: no cost model"])
+    error = slower[0].rows["e2e_s"].errors["mean"]
+    assert error is not None
+    assert text.startswith(f"E2E within 2% in the mean in 0 of 1 traces, at most {error:+.1%} off (slower); |E2E, TPOT| ")
     assert "slower" in text
     assert "not replayed: lost: no cost model" in text
     html = page(judged, ["lost: no cost model"])

@@ -64,7 +64,15 @@ def test_a_budget_that_the_start_takes_is_said(tmp_path: Path) -> None:
 
 
 def test_through_the_server_the_same_is_recorded(tmp_path: Path) -> None:
-    traffic = ("client=http", "workload.lengths.max_tokens=32", "workload.arrivals.rate=3", "duration_s=4", f"out={tmp_path}")
+    """Through the seconds, too, in which the server closes the hundreds of connections that are idle since the warm-up."""
+    traffic = (
+        "client=http",
+        "max_num_seqs=512",
+        "workload.lengths.max_tokens=2",
+        "workload.arrivals.rate=30",
+        "duration_s=10",
+        f"out={tmp_path}",
+    )
     done = subprocess.run(command(*traffic, module="profiler.record"), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     requests, steps = (pd.read_csv(tmp_path / f"{name}.csv.gz") for name in ("requests", "steps"))
