@@ -225,12 +225,15 @@ class Measured:
     settings: list[Setting]
     """bf16 first, then by weights; fewer GPUs first."""
 
+    @property
+    def plain(self) -> str:
+        """The weights with which the others are compared: bf16, or, where one GPU is too small for it, those measured first."""
+        return self.settings[0].weights
+
     def base_of(self, setting: Setting) -> Setting | None:
-        """bf16 on as many GPUs, else on the nearest number; bf16 itself is compared with bf16 on the fewest. None: there is none."""
-        plain = [each for each in self.settings if each.weights == "bf16"]
-        if not plain:
-            return None
-        base = plain[0] if setting.weights == "bf16" else min(plain, key=lambda each: abs(each.tp - setting.tp))
+        """Plain weights on as many GPUs, else on the nearest number; these are compared with those on the fewest. None: it is itself."""
+        plain = [each for each in self.settings if each.weights == self.plain]
+        base = plain[0] if setting.weights == self.plain else min(plain, key=lambda each: abs(each.tp - setting.tp))
         return None if base is setting else base
 
     @cached_property

@@ -45,18 +45,18 @@ def figure(measured: Measured) -> go.Figure:
 
 
 def _colors(measured: Measured) -> dict[str, str]:
-    """By weights and KV cache; bf16, which the others are compared with, as ink."""
-    others = [name for name in dict.fromkeys(setting.weights for setting in measured.settings) if name != "bf16"]
-    return {"bf16": INK} | {name: SERIES[i % len(SERIES)] for i, name in enumerate(others)}
+    """By weights and KV cache; those that the others are compared with as ink."""
+    others = [name for name in dict.fromkeys(setting.weights for setting in measured.settings) if name != measured.plain]
+    return {measured.plain: INK} | {name: SERIES[i % len(SERIES)] for i, name in enumerate(others)}
 
 
 def _panels(measured: Measured) -> go.Figure:
     from plotly.subplots import make_subplots
 
-    context = f"{measured.settings[0].context:,} tokens of context"
+    context, compared = f"{measured.settings[0].context:,} tokens of context", f"… over {measured.plain}'s: above 1 it is slower"
     titles = (
-        f"Decode step, GPU time · {context}", "… over bf16's: above 1 it is slower",
-        "Prefill of one prompt, GPU time", "… over bf16's: above 1 it is slower",
+        f"Decode step, GPU time · {context}", compared,
+        "Prefill of one prompt, GPU time", compared,
         f"Output tokens/s/GPU · {context}", "KV pool of a replica",
     )  # fmt: skip
     drawn = make_subplots(rows=3, cols=2, subplot_titles=titles, vertical_spacing=0.09, horizontal_spacing=0.09)
