@@ -2,9 +2,10 @@
 
     python -m profiler.pack PATH …
 
-A trace's folder: its steps' times to 10 µs, their KV usage to a thousandth, without the columns that nothing reads of a trace. `….points.jsonl.gz`: numbers to the
-nanosecond, all lines in one gzip member. Any other `….gz` (a calibration's files, too, of which the fit reads every column): its content
-as it is. All are compressed by zopfli where it is installed: the same format, a fifth smaller than what gzip makes at its best.
+A trace's folder: its steps' times to 10 µs, their KV usage to a thousandth, without the columns that nothing reads of a trace.
+`….points.jsonl.gz`: numbers to the nanosecond, all lines in one gzip member. Any other `….gz` (a calibration's files, too, of which the
+fit reads every column): its content as it is. All are compressed by zopfli where it is installed: the same format, a fifth smaller than
+what gzip makes at its best.
 """
 
 from __future__ import annotations

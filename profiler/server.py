@@ -160,7 +160,8 @@ class ServerReplica:
         import aiohttp
 
         if self._session is None:
-            timeout, connector = aiohttp.ClientTimeout(total=None, sock_read=None), aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
+            timeout = aiohttp.ClientTimeout(total=None, sock_read=None)
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
             self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
         return self._session
 

@@ -167,7 +167,8 @@ def cells(judged: Judged) -> tuple[str, ...]:
 def overview(judged: Sequence[Judged], refused: Sequence[str]) -> str:
     """The table of all traces as text, their errors in short above, what could not be replayed below."""
     lines = _aligned([header(), *(cells(each) for each in judged)])
-    return "\n".join([summary(judged), "", "simulated / measured − 1", "", *lines, "", *legend(judged), *(f"not replayed: {reason}" for reason in refused)])
+    above = [summary(judged), "", "simulated / measured − 1", ""]
+    return "\n".join([*above, *lines, "", *legend(judged), *(f"not replayed: {reason}" for reason in refused)])
 
 
 def summary(judged: Sequence[Judged]) -> str:

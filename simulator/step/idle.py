@@ -14,7 +14,8 @@ class IdleShare:
     """`Attention.idle_share` of the batch, as of when it was last looked at.
 
     A batch that stays the same is looked at again once all its contexts have grown by a block: one that is split from then on, or no
-    longer, can make a step a tenth shorter or longer. The steps in which it is looked at do not depend on how many are evaluated at once: so a stretch costs what its single steps do.
+    longer, can make a step a tenth shorter or longer. The steps in which it is looked at do not depend on how many are evaluated at once:
+    so a stretch costs what its single steps do.
     """
 
     def __init__(self, attention: Attention) -> None:

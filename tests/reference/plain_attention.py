@@ -9,8 +9,8 @@ from tests.reference.plain_request import Request, Step
 class PlainAttention:
     """Looks at the decodes of a batch whenever it is not the batch before, but not again before a quarter as many steps as it has decodes.
 
-    A batch that stays is looked at again once its contexts have grown by a block. `looks` counts them, `again` those of them, `spared` the batches that came too
-    early.
+    A batch that stays is looked at again once its contexts have grown by a block. `looks` counts them, `again` those of them, `spared` the
+    batches that came too early.
     """
 
     def __init__(self, attention: Attention | None, *, verifies: bool) -> None:
