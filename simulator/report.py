@@ -249,9 +249,11 @@ def _how_sure(plan: Plan) -> str:
     low, high = plan.interval
     fewer = plan.candidates.get(plan.num_replicas - 1)
     less = f", {_gpus(plan, fewer.num_replicas)} with {_chance(fewer.chance)}" if fewer else ""
-    span = f"{low} GPUs" if low == high else f"{low} to {high} GPUs" if high else f"{low} GPUs or more"
+    span = _count(low) if low == high else f"{low} to {high} GPUs" if high else f"{_count(low)} or more"
+    gpus = _gpus(plan, plan.num_replicas)
+    suffice = "suffices" if gpus == _count(1) else "suffice"
     return (
-        f"{plan.question.confidence:.0%} interval of the answer: {span}; {_gpus(plan, plan.num_replicas)} suffice with a chance of"
+        f"{plan.question.confidence:.0%} interval of the answer: {span}; {gpus} {suffice} with a chance of"
         f" {_chance(plan.candidates[plan.num_replicas].chance)}{less} (traffic's chance; step times' error comes on top)"
     )
 
@@ -351,7 +353,10 @@ def _caveats(plan: Plan) -> list[str]:
 
 
 def _gpus(plan: Plan, num_replicas: int) -> str:
-    gpus = num_replicas * plan.question.gpus_per_replica
+    return _count(num_replicas * plan.question.gpus_per_replica)
+
+
+def _count(gpus: int) -> str:
     return f"{gpus} GPU{'s' if gpus != 1 else ''}"
 
 
