@@ -58,7 +58,7 @@ def batch_errors(
 ) -> BatchErrors | None:
     """Holds predicted against measured times of the recorded batches; None: the engine was hardly ever busy for a window's steps.
 
-    `latencies`: the measured `ttft_s` and `e2e_s`, float64[n].
+    `latencies`: the measured ones, as `Decodes.of` takes them.
     """
     measured, predicted, prefill, weight = [], [], [], []
     replicas = [rows for _, rows in steps.groupby("replica")]

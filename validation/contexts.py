@@ -22,7 +22,7 @@ Int64 = NDArray[np.int64]
 class Decodes:
     """In which steps of an engine each request decoded, in the order of arrival, which is that of vLLM's running list.
 
-    Between its first token and its last a context grows evenly. Requests that had not ended when the trace was cut are left out.
+    Between its first token and its last a context grows evenly. A request that had not ended when the trace was cut decodes to the end.
     """
 
     first: Int64
@@ -36,13 +36,18 @@ class Decodes:
     def of(cls, steps: pd.DataFrame, requests: RequestTable, latencies: dict[str, Float64], replica: int, num_replicas: int) -> Decodes:
         """Of one replica's steps. Which requests were its own is not recorded: they are dealt out in turn.
 
-        `latencies`: the measured `ttft_s` and `e2e_s`, float64[n]; NaN: the request had not ended.
+        `latencies`: the measured `first_token_s` and `e2e_s`, float64[n], NaN: not by then; `received_tokens`, if the trace was cut.
         """
-        its = np.flatnonzero(np.isfinite(latencies["e2e_s"]))
+        first_s, e2e_s = latencies["first_token_s"], latencies["e2e_s"]
+        its = np.flatnonzero(np.isfinite(first_s))
         its = its[its % num_replicas == replica]
         update_s, arrival_s = steps["update_s"].to_numpy(np.float64), requests.arrival_ns[its] / NS_PER_S
-        first, end = (np.searchsorted(update_s, arrival_s + latencies[name][its]) for name in ("ttft_s", "e2e_s"))
-        return cls(first, end, requests.prompt_tokens[its], requests.output_tokens[its])
+        first = np.searchsorted(update_s, arrival_s + first_s[its])
+        end = np.searchsorted(update_s, arrival_s + np.where(np.isnan(e2e_s[its]), np.inf, e2e_s[its]))
+        output_tokens = requests.output_tokens
+        if "received_tokens" in latencies:
+            output_tokens = np.where(np.isnan(e2e_s), np.nan_to_num(latencies["received_tokens"]), output_tokens).astype(np.int64)
+        return cls(first, end, requests.prompt_tokens[its], output_tokens[its])
 
     def longest(self, steps: pd.DataFrame) -> Int64:
         """int64[k]: the longest context of each step, as recorded where it was."""

@@ -23,7 +23,8 @@ STEP_COLUMNS = (
 def measured_requests(folder: Path, request_id: NDArray[np.str_], cut: bool) -> dict[str, Float64]:
     """Measured columns float64[n] in the given order of requests, joined on `request_id`; unreadable numbers are NaN.
 
-    Where the trace was `cut`, requests without an E2E had not ended then, and all their latencies are NaN.
+    Where the trace was `cut`, requests without an E2E had not ended then, and all their latencies are NaN; `first_token_s` is the TTFT of
+    those, too, that had begun to answer.
 
     Raises:
         UserError: a latency is missing, or no request ended.
@@ -43,7 +44,8 @@ def measured_requests(folder: Path, request_id: NDArray[np.str_], cut: bool) -> 
         wrong = ended & ~(numbers[name] > 0)
         if wrong.any():
             raise UserError(f"{path}: {name} of request {request_id[int(wrong.argmax())]} is not a positive number")
-    return {name: np.where(ended, column, np.nan) if name.endswith("_s") else column for name, column in numbers.items()}
+    compared = {name: np.where(ended, column, np.nan) if name.endswith("_s") else column for name, column in numbers.items()}
+    return compared | {"first_token_s": numbers["ttft_s"]}
 
 
 def measured_steps(folder: Path) -> pd.DataFrame | None:

@@ -40,7 +40,7 @@ def log(served: Result) -> pd.DataFrame:
 
 
 def decodes(served: Result, log: pd.DataFrame, replica: int = 0, num_replicas: int = 1) -> Decodes:
-    latencies = {"ttft_s": (served.first_token_ns - served.sent_ns) / 1e9, "e2e_s": (served.finish_ns - served.sent_ns) / 1e9}
+    latencies = {"first_token_s": (served.first_token_ns - served.sent_ns) / 1e9, "e2e_s": (served.finish_ns - served.sent_ns) / 1e9}
     return Decodes.of(log, served.requests, latencies, replica, num_replicas)
 
 
@@ -60,11 +60,26 @@ def test_without_attention_in_the_cost_model_none_waits(served: Result, log: pd.
     assert not decodes(served, log).idle_tokens(log, None).any()
 
 
-def test_requests_that_had_not_ended_are_left_out(served: Result, log: pd.DataFrame) -> None:
-    e2e_s = (served.finish_ns - served.sent_ns) / 1e9
-    e2e_s[-50:] = np.nan
-    latencies = {"ttft_s": np.where(np.isnan(e2e_s), np.nan, (served.first_token_ns - served.sent_ns) / 1e9), "e2e_s": e2e_s}
-    assert len(Decodes.of(log, served.requests, latencies, 0, 1).first) == 150
+def test_requests_that_had_not_ended_decode_to_the_end_of_a_trace_that_was_cut(served: Result, log: pd.DataFrame) -> None:
+    cut_s = 10.0
+    first_s, e2e_s = ((column - served.sent_ns) / 1e9 for column in (served.first_token_ns, served.finish_ns))
+    arrival_s = served.requests.arrival_ns / 1e9
+    begun, ended = arrival_s + first_s < cut_s, arrival_s + e2e_s < cut_s
+    until = log[log["update_s"] < cut_s]
+    # One token a step: what a client had received by then.
+    received = np.where(begun, [np.searchsorted(until["update_s"], at) for at in arrival_s + first_s], 0)
+    latencies = {
+        "first_token_s": np.where(begun, first_s, np.nan),
+        "e2e_s": np.where(ended, e2e_s, np.nan),
+        "received_tokens": np.where(ended, served.requests.output_tokens, len(until) - received).astype(float),
+    }
+    assert 0 < ended.sum() < begun.sum() < len(begun)
+    found = Decodes.of(until, served.requests, latencies, 0, 1)
+    assert len(found.first) == begun.sum()
+    assert (found.end == len(until)).sum() == pytest.approx(begun.sum() - ended.sum(), abs=1)
+    assert found.longest(until) == pytest.approx(until["longest"].to_numpy(), abs=2)
+    known = until["decode_context_tokens"] * until["idle_share"] // SHARES
+    assert found.idle_tokens(until, ATTENTION).sum() == pytest.approx(known.sum(), rel=0.05)
 
 
 def test_the_requests_of_several_replicas_are_dealt_out(served: Result, log: pd.DataFrame) -> None:
