@@ -263,7 +263,9 @@ class Replica:
         plans, scheduler = self.scheduler.in_flight, self.scheduler
         first_ns = max(plans[0].gpu_end_ns, self.clock.cpu_free_ns, now_ns)
         plan = plans[-1]
-        limit = self._alike_steps(plan)
+        limit = min(self._reach, self.stride)
+        if self._idle_share is not None:
+            limit = self._idle_share.steps_alike(plans, limit)
         steps = 1 if limit == 1 else scheduler.stable_steps(limit)
         self._cut, self._ends, self._gpu_ends = 1, [first_ns], [plan.gpu_end_ns]
         if steps == 1:
@@ -283,15 +285,6 @@ class Replica:
             self._cut = self._steps_until(self._inbox[0].visible_from_ns)
         if self._aborts:
             self._cut = self._steps_until(self._aborts[0][0])
-
-    def _alike_steps(self, last: StepPlan) -> int:
-        """Steps, at most, that a stretch can have: none of those launched within it looks at what multiprocessors wait for anew."""
-        limit = min(self._reach, self.stride)
-        if self._idle_share is None or limit == 1:
-            return limit
-        if any(plan.idle_share != last.idle_share for plan in self.scheduler.in_flight):
-            return 1
-        return min(limit, max(self._idle_share.steps_until_stale(last.step), 1))
 
     def _steps_until(self, seen_ns: int) -> int:
         """Steps of the stretch up to the end at which a request that is seen from `seen_ns` on is taken in."""

@@ -251,9 +251,8 @@ def _how_sure(plan: Plan) -> str:
     less = f", {_gpus(plan, fewer.num_replicas)} with {_chance(fewer.chance)}" if fewer else ""
     span = _count(low) if low == high else f"{low} to {high} GPUs" if high else f"{_count(low)} or more"
     gpus = _gpus(plan, plan.num_replicas)
-    suffice = "suffices" if gpus == _count(1) else "suffice"
     return (
-        f"{plan.question.confidence:.0%} interval of the answer: {span}; {gpus} {suffice} with a chance of"
+        f"{plan.question.confidence:.0%} interval of the answer: {span}; {gpus} suffice{'s' * (gpus == _count(1))} with a chance of"
         f" {_chance(plan.candidates[plan.num_replicas].chance)}{less} (traffic's chance; step times' error comes on top)"
     )
 

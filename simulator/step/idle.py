@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from simulator.artifacts.attention import Attention
 from simulator.step.sequence import NEVER, Sequence
 from simulator.step.stepplan import StepPlan
@@ -35,6 +37,10 @@ class IdleShare:
             self._stale_step = max(plan.step + self._attention.block_tokens, self._due_step)
         return self._share
 
-    def steps_until_stale(self, step: int) -> int:
-        """From `step` to the next in which the same batch is looked at again."""
-        return self._stale_step - step
+    def steps_alike(self, in_flight: Iterable[StepPlan], limit: int) -> int:
+        """Steps, at most `limit`, that a stretch of steady decodes can have, so that none launched within it would be looked at anew."""
+        step, shares = 0, set()
+        for plan in in_flight:
+            step = plan.step
+            shares.add(plan.idle_share)
+        return 1 if len(shares) > 1 else min(limit, max(self._stale_step - step, 1))
