@@ -111,7 +111,7 @@ def _found(root: Path, context: int) -> list[Measured]:
     """The models of which there is something to compare."""
     found = [each for each in measured(root, context) if each.effects]
     if not found:
-        raise UserError(f"models={root}: of no model there two settings were measured")
+        raise UserError(f"models={root}: no model there was measured with two settings")
     return found
 
 

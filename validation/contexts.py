@@ -65,11 +65,13 @@ class Decodes:
         share = np.zeros(len(steps), np.int64)
         if attention is not None:
             due = 0
+            decode_seqs = steps["decode_seqs"].tolist()
             changes = np.unique(np.concatenate([self.first, self.end]).clip(max=len(steps) - 1))
             for begin, end in pairwise([*changes.tolist(), len(steps)]):
                 step = max(begin, due)
                 while step < end:
-                    contexts = self._contexts(step)
+                    # Of those that were preempted and wait nothing is recorded; vLLM takes the last to arrive.
+                    contexts = self._contexts(step)[: decode_seqs[step]]
                     share[step:] = attention.idle_share(contexts)
                     due = step + len(contexts) // FEWER
                     step = max(step + attention.block_tokens, due)

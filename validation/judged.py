@@ -10,7 +10,7 @@ from typing import Any
 
 from validation.compare import LABELS, Comparison
 from validation.intervals import STATISTICS
-from validation.limits import Verdict, judge, limits_cells, limits_header, limits_legend
+from validation.limits import NEAR, Verdict, judge, limits_cells, limits_header, limits_legend
 from validation.luck import Luck
 from validation.repeat import Repeatability
 from validation.speedup import SpeedUp
@@ -18,7 +18,6 @@ from validation.split import Split
 from validation.table import as_json, as_text, percent
 
 IN_SAMPLE = "*"
-NEAR = 0.02
 COLUMNS = (
     *(("E2E", "e2e_s", statistic) for statistic in ("mean", "p50", "p90", "p99")),
     *(("TPOT", "tpot_s", statistic) for statistic in ("mean", "p50", "p90", "p99")),
@@ -173,17 +172,17 @@ def overview(judged: Sequence[Judged], refused: Sequence[str]) -> str:
 
 def summary(judged: Sequence[Judged]) -> str:
     """How far off they are all together, in a line."""
-    means = {each.name: each.comparison.rows["e2e_s"].errors["mean"] for each in judged if "e2e_s" in each.comparison.rows}
-    known = {name: error for name, error in means.items() if error is not None}
+    means = [(each.comparison.rows["e2e_s"].errors["mean"], each.name) for each in judged if "e2e_s" in each.comparison.rows]
+    known = [(error, name) for error, name in means if error is not None]
     if not known:
         return f"{len(judged)} traces, of none of which E2E is known"
-    far = max(known, key=lambda name: abs(known[name]))
-    within = sum(abs(error) <= NEAR for error in known.values())
+    farthest, far = max(known, key=lambda each: abs(each[0]))
+    within = sum(abs(error) <= NEAR for error, _ in known)
     typical = median(each.comparison.average_abs for each in judged)
     counts = [each.comparison.preemptions for each in judged if each.comparison.preemptions.measured is not None]
     simulated, measured = sum(each.simulated for each in counts), sum(each.measured or 0 for each in counts)
     return (
-        f"E2E within {NEAR:.0%} in the mean in {within} of {len(known)} traces, at most {known[far]:+.1%} off ({far});"
+        f"E2E within {NEAR:.0%} in the mean in {within} of {len(known)} traces, at most {farthest:+.1%} off ({far});"
         f" |E2E, TPOT| {typical:.2%} (median); {simulated:,} preemptions for {measured:,}"
     )
 

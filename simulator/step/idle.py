@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
 
 from simulator.artifacts.attention import Attention
 from simulator.step.sequence import NEVER, Sequence
@@ -37,10 +37,9 @@ class IdleShare:
             self._stale_step = max(plan.step + self._attention.block_tokens, self._due_step)
         return self._share
 
-    def steps_alike(self, in_flight: Iterable[StepPlan], limit: int) -> int:
+    def steps_alike(self, in_flight: deque[StepPlan], limit: int) -> int:
         """Steps, at most `limit`, that a stretch of steady decodes can have, so that none launched within it would be looked at anew."""
-        step, shares = 0, set()
-        for plan in in_flight:
-            step = plan.step
-            shares.add(plan.idle_share)
-        return 1 if len(shares) > 1 else min(limit, max(self._stale_step - step, 1))
+        last = in_flight[-1]
+        if any(plan.idle_share != last.idle_share for plan in in_flight):
+            return 1
+        return min(limit, max(self._stale_step - last.step, 1))

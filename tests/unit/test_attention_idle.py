@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -106,13 +107,13 @@ def test_a_batch_that_stays_is_looked_at_again_once_its_contexts_have_grown_by_a
     assert first != grown
     assert share.of(StepPlan(5), batch, epoch=0) == first
     assert share.of(StepPlan(132), batch, epoch=0) == first
-    assert share.steps_alike([StepPlan(131), StepPlan(132)], 100) == 1
+    assert share.steps_alike(deque([StepPlan(131), StepPlan(132)]), 100) == 1
     assert share.of(StepPlan(133), batch, epoch=0) == grown
-    assert share.steps_alike([StepPlan(132), StepPlan(133)], 100) == 100
-    assert share.steps_alike([StepPlan(132), StepPlan(133)], 1_000) == 128
+    assert share.steps_alike(deque([StepPlan(132), StepPlan(133)]), 100) == 100
+    assert share.steps_alike(deque([StepPlan(132), StepPlan(133)]), 1_000) == 128
     other = StepPlan(132)
     other.idle_share = 7  # launched before the last look
-    assert share.steps_alike([other, StepPlan(133)], 1_000) == 1
+    assert share.steps_alike(deque([other, StepPlan(133)]), 1_000) == 1
 
 
 def test_it_costs_what_its_term_says() -> None:
