@@ -135,8 +135,11 @@ class Engine:
             "gpu_memory_utilization": self.config.cache_config.gpu_memory_utilization,
         }
 
-    def add(self, prompt_tokens: int, *, claimed_tokens: int = 0, output_tokens: int) -> str:
-        """Queues a sequence whose first `claimed_tokens` count as computed; it runs until aborted or done. Returns its name."""
+    def add(self, prompt_tokens: int, *, head: Sequence[int] = (), claimed_tokens: int = 0, output_tokens: int) -> str:
+        """Queues a sequence whose first `claimed_tokens` count as computed; it runs until aborted or done. Returns its name.
+
+        Its prompt begins with `head`, which is found in the prefix cache where another one's did.
+        """
         from vllm import SamplingParams
         from vllm.v1.request import Request
 
@@ -147,7 +150,7 @@ class Engine:
         offset = int(self._random.integers(0, self.max_model_len))
         request = Request(
             request_id=name,
-            prompt_token_ids=self._tokens[offset : offset + prompt_tokens],
+            prompt_token_ids=[*head, *self._tokens[offset : offset + prompt_tokens - len(head)]],
             sampling_params=sampling,
             pooling_params=None,
             arrival_time=time(),
@@ -158,6 +161,11 @@ class Engine:
             request.prefill_stats = None  # vLLM's statistics of computed prompts: there is none here
         self.core.add_request(request)
         return name
+
+    def head(self, tokens: int) -> list[int]:
+        """Token ids for prompts that begin alike."""
+        drawn: list[int] = self._random.integers(0, max(self._tokens) + 1, tokens).tolist()
+        return drawn
 
     def step(self) -> None:
         """One turn of vLLM's loop: launches a step, and handles the oldest result if the queue is full."""
@@ -174,6 +182,10 @@ class Engine:
     def hold(self, seconds: float, *, only_joined: bool = False) -> None:
         """Keeps the GPU busy before every step from here on, or only before those that a sequence joins; 0 ends that."""
         self._rpc("probe_hold", seconds, only_joined)
+
+    def fill_kv_cache(self) -> None:
+        """Gives the KV cache values anew: what was computed with dummy weights is next to nothing."""
+        self._rpc("probe_fill_kv_cache")
 
     def as_served(self, dummy: bool) -> None:
         """Until called with False: logits, and a KV cache, as dummy weights leave them in service."""

@@ -35,7 +35,9 @@ from profiler.options import aliases
 from profiler.profiled import Profiled, from_raw
 from profiler.raw import Raw, after_of
 from profiler.service import SERVICE, Service, read_service
+from profiler.sharing import SHARING, read_sharing, shared_read
 from simulator.artifacts.artifact import Artifact, Measurement, Memory, MemoryParts, Provenance, Regime
+from simulator.artifacts.attention import Attention
 from simulator.artifacts.models import MODELS, artifact_name
 from simulator.cost import CostModel
 from simulator.errors import UserError
@@ -65,6 +67,7 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
     unseen = left_out(known)
     predictions = {"in-sample": predicted, **unseen}
     in_service = Service() if service is None else read_service(service, models)
+    sharing = [] if meta["gpu"] == "cpu" else read_sharing(models / str(meta["gpu"]) / SHARING)
     speculative = meta.get("speculative")
     artifact = Artifact(
         format_version=1,
@@ -75,7 +78,7 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
         tensor_parallel_size=meta["tensor_parallel_size"],
         engine=f"{engine['name']} {engine['version']}",
         memory=_memory(meta),
-        attention=attention_of(meta),
+        attention=_attention(meta, sharing),
         step=_regimes(model, profile, in_service),
         sampling=profile.sampling.regimes() if profile.sampling else {},
         overheads=in_service.overheads,
@@ -91,6 +94,7 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
             note=_weights_note(profile),
             service="" if service is None else service.resolve().relative_to(models.resolve()).as_posix(),
             after="" if after is None else _artifact(after.meta),
+            sharing=" ".join(raw.sha256 for raw in sharing),
         ),
     )
     # Traffic decodes: where that was not measured, it says nothing of the grid.
@@ -98,6 +102,11 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
         shares = time_shares(artifact, known)
         artifact = artifact.model_copy(update={"error": [*artifact.error, *error_rows(known, unseen, shares)]})
     return artifact, _report(artifact, len(profile.table) - len(known.table))
+
+
+def _attention(meta: Mapping[str, Any], sharing: list[Raw]) -> Attention | None:
+    attention = attention_of(meta)
+    return attention.model_copy(update={"shared_read": shared_read(sharing)}) if attention and sharing else attention
 
 
 def _weights_note(profile: Profiled) -> str:

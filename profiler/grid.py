@@ -31,12 +31,15 @@ SAMPLED = (1, 2, 7, 8, 16, 64, 128, 132, 133, 264, 265, 396, 397, 528, 529, 1024
 """Below 8 sequences the sampler sorts; from there on a kernel takes one on each multiprocessor, 132, at a time
 (vLLM 0.26 `v1/sample/ops/topk_topp_sampler.py`, `topk_topp_triton.py`)."""
 ENERGY_BATCHES = (1, 16, 64, 128, 256, 512)
+# What prompts without end do to a GPU's clocks, and heads that sequences share to what they read (with opt=prefix_caching).
+SUSTAINED_CHUNKS, SUSTAINED_BATCH, SUSTAINED_CONTEXT = (2048, 8192), 64, 2048
+SHARING_BATCHES, HEADS, HEAD_TOKENS, SHARED_CONTEXTS = (16, 64, 128, 256), (1, 8), (1024, 4096), (1024, 4096)
 
 
 def grid(limits: Limits, kinds: Sequence[Kind]) -> list[Point]:
     """All points of `kinds` that the engine can run, coarse to fine."""
     ranked: dict[Point, int] = {}
-    plain = chain(_decode(limits), _prefill(limits), _mixed(), _sampling(), _energy())
+    plain = chain(_decode(limits), _prefill(limits), _mixed(), _sampling(), _energy(), _sustained(limits), _shared())
     for point, rank in verify_steps(limits.tokens_per_decode) if limits.tokens_per_decode > 1 else plain:
         if point.kind in kinds and point.possible(limits):
             ranked[point] = min(rank, ranked.get(point, rank))
@@ -92,6 +95,21 @@ def _sampling() -> Iterator[tuple[Point, int]]:
 def _energy() -> Iterator[tuple[Point, int]]:
     for batch, b in ranks(ENERGY_BATCHES):
         yield Point("energy", batch, 2048), b
+
+
+def _sustained(limits: Limits) -> Iterator[tuple[Point, int]]:
+    for chunk in SUSTAINED_CHUNKS:
+        yield Point("sustained", num_chunks=1, chunk=min(chunk, limits.max_num_scheduled_tokens)), 2
+    beside = min(SUSTAINED_CHUNKS[-1], limits.max_num_scheduled_tokens - SUSTAINED_BATCH)
+    yield Point("sustained", SUSTAINED_BATCH, SUSTAINED_CONTEXT, num_chunks=1, chunk=beside), 2
+
+
+def _shared() -> Iterator[tuple[Point, int]]:
+    for batch, b in ranks(SHARING_BATCHES):
+        for heads in HEADS:
+            for head_tokens in HEAD_TOKENS:
+                for context in SHARED_CONTEXTS:
+                    yield Point("shared", batch, context, "traffic", heads, head_tokens), b
 
 
 def _interleave(ranked: dict[Point, int]) -> list[Point]:

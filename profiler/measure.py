@@ -9,7 +9,7 @@ from typing import Any
 
 from profiler.engine import Engine
 from profiler.nvml import Nvml
-from profiler.points import Point
+from profiler.points import LIFE_STEPS, Point
 
 WARM_STEPS = 3
 """Not recorded: the first steps of a shape compile kernels, refill the queue and bring the clocks up."""
@@ -17,6 +17,8 @@ SERVED_STEPS, HELD_STEPS = 6, 4
 REPEATS = 2
 """Of steps with a prompt. Repeats lie within 0.1 to 0.4 % of each other, neighbouring batch sizes 1 to 5 %: time is better spent on
 more sizes."""
+SUSTAINED_S = 2.5
+"""Of prompts one after the other: a GPU at its power limit settles within a second."""
 ENERGY_STEPS = 10
 ENERGY_S = 1.2
 """Long against the interval of the energy counter."""
@@ -34,6 +36,8 @@ def measure(engine: Engine, point: Point, sensors: Nvml) -> dict[str, Any]:
         "mixed": _mixed,
         "sampling": _sampling,
         "energy": _energy,
+        "sustained": _sustained,
+        "shared": _shared,
     }
     begin_s, begin_j = perf_counter(), sensors.energy_j()
     rows = how[point.kind](engine, point)
@@ -50,13 +54,18 @@ def measure(engine: Engine, point: Point, sensors: Nvml) -> dict[str, Any]:
 
 def _decode(engine: Engine, point: Point) -> list[Row]:
     names = _place(engine, point)
+    rows = _decodes(engine)
+    _clear(engine, names)
+    return rows
+
+
+def _decodes(engine: Engine) -> list[Row]:
     rows = _steps(engine, SERVED_STEPS)
     # Where the GPU was found waiting for the launch, its own time shows only behind a hold.
     if engine.holds and not all(row["queued"] for row in rows):
         engine.hold(_hold_s(rows))
         rows += _steps(engine, HELD_STEPS)
         engine.hold(0.0)
-    _clear(engine, names)
     return rows
 
 
@@ -80,6 +89,55 @@ def _energy(engine: Engine, point: Point) -> list[Row]:
             break
     _clear(engine, names)
     return rows
+
+
+def _sustained(engine: Engine, point: Point) -> list[Row]:
+    """Steps with prompts, from the first on: one right after the other, or, beside sequences that decode, half of the time."""
+    names = _place(engine, point)
+    between = _decodes_a_prompt(engine, point) if names else 0
+    engine.drain()
+    until_s = perf_counter() + SUSTAINED_S
+    while perf_counter() < until_s:
+        _prompts(engine, point)
+        for _ in range(1 + between):
+            engine.step()
+    engine.abort(names)
+    return [row for row in engine.drain() if row["prefill_seqs"]]
+
+
+def _decodes_a_prompt(engine: Engine, point: Point) -> int:
+    """Steps that decode, in the time of one with a prompt."""
+    _prompts(engine, point)
+    rows = _steps(engine, WARM_STEPS + 1)
+    return max(round(max(row["gpu_s"] for row in rows) / rows[-1]["gpu_s"]), 1)
+
+
+def _shared(engine: Engine, point: Point) -> list[Row]:
+    """Decodes of sequences that share heads, then of others with the same contexts that share nothing."""
+    heads = [engine.head(point.chunk) for _ in range(point.num_chunks)]
+    for head in heads:
+        engine.add(len(head), head=head, output_tokens=1)
+    while engine.busy:
+        engine.step()
+    contexts = [point.chunk + context for context in point.contexts]
+    names = [engine.add(context, head=heads[i % len(heads)], output_tokens=LIFE_STEPS) for i, context in enumerate(contexts)]
+    _until_all_decode(engine, len(names))
+    engine.fill_kv_cache()
+    shared_tokens = (len(names) - len(heads)) * point.chunk
+    rows = [row | {"decode_shared_tokens": shared_tokens} for row in _decodes(engine)]
+    _clear(engine, names)
+    names = [engine.add(context, claimed_tokens=context - 1, output_tokens=LIFE_STEPS) for context in contexts]
+    rows += [row | {"decode_shared_tokens": 0} for row in _decodes(engine)]
+    _clear(engine, names)
+    return rows
+
+
+def _until_all_decode(engine: Engine, num_seqs: int) -> None:
+    for _ in range(LIFE_STEPS // 2):
+        engine.step()
+        rows = engine.drain()
+        if rows and rows[-1]["decode_seqs"] == num_seqs:
+            return
 
 
 def _prefill(engine: Engine, point: Point) -> list[Row]:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from profiler.points import Kind
 from simulator.errors import UserError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -93,7 +94,7 @@ class Profile(Strict):
     sampling: Sampling
     budget_s: float | None = Field(gt=0)
     """For the whole run, engine start included; None: as long as it takes."""
-    kinds: list[Literal["decode", "prefill", "mixed", "sampling", "energy"]]
+    kinds: list[Kind]
     seed: int
     out: Path | None
     verbose: bool

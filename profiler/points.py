@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal, TypeVar, cast
 
-Kind = Literal["decode", "prefill", "mixed", "sampling", "energy"]
+Kind = Literal["decode", "prefill", "mixed", "sampling", "energy", "sustained", "shared"]
 Shape = Literal["equal", "spread", "one_long", "traffic"]
 
 T = TypeVar("T")
@@ -54,7 +54,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Point:
-    """One batch: `batch` sequences decoding around `context`, and `num_chunks` prompts of which `chunk` tokens follow `start`."""
+    """One batch: `batch` sequences decoding around `context`, and `num_chunks` prompts of which `chunk` tokens follow `start`.
+
+    Of kind `shared`, the chunks are heads that the sequences have before contexts of their own, each head as many sequences.
+    """
 
     kind: Kind
     batch: int = 0
@@ -88,7 +91,7 @@ class Point:
     @property
     def life_steps(self) -> int:
         """Steps that its sequences must be able to live."""
-        return ENERGY_LIFE_STEPS if self.kind == "energy" else LIFE_STEPS
+        return ENERGY_LIFE_STEPS if self.kind in ("energy", "sustained") else LIFE_STEPS
 
     @property
     def contexts(self) -> list[int]:
@@ -109,6 +112,8 @@ class Point:
 
     def possible(self, limits: Limits) -> bool:
         """Whether the engine can run it as one step."""
+        if self.kind == "shared":
+            return self.num_chunks <= self.batch and limits.fits([self.chunk + context for context in self.contexts], self.life_steps)
         chunk_tokens = self.num_chunks * self.chunk
         tokens = self.batch * limits.tokens_per_decode + chunk_tokens
         sequences = [*self.contexts, *([self.start + self.chunk] * self.num_chunks)]

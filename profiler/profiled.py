@@ -26,6 +26,9 @@ LONG_PROMPT_TOKENS = 1024
 SAME = ("point", "kind", "graph_mode", "padded_tokens", "prefill_seqs", "prefill_tokens", "decode_seqs", "verify_tokens")
 """What the steps of one row share."""
 
+APART = ("sustained", "shared")
+"""Kinds of points that are no rows of the grid: prompts for seconds, and sequences that share heads, beside others that do not."""
+
 TOO_LONG = 1.25
 """Times the quickest of its like, from which on a step is taken to have waited for its launch: repeats lie within a tenth."""
 
@@ -89,10 +92,11 @@ def from_raw(raw: Raw, after: Raw | None = None) -> Profiled:
         after: the profile whose sampler and product with the vocabulary count, where `raw` did not time them apart.
     """
     meta, steps = raw.meta, raw.steps
+    steps = steps[~steps["point"].str.partition(" ")[0].isin(APART)]
     on_gpu = meta["gpu"] != "cpu"
     # A step that follows the result of the one before it finds the GPU idle: what it takes to prepare, and to draft on the CPU, counts.
     waits = not on_gpu or not meta["engine"]["async_scheduling"]
-    gpu_known = steps["hold_s"] == 0 if waits else _without_gaps(steps)
+    gpu_known = steps["hold_s"] == 0 if waits else without_gaps(steps)
     sampling = Sampling.of(steps[gpu_known])
     if sampling is None and after is not None:
         sampling = Sampling.of(after.steps)
@@ -102,7 +106,7 @@ def from_raw(raw: Raw, after: Raw | None = None) -> Profiled:
     return Profiled(meta, table, raw.sha256, sampling, _prepare_ns(steps, table) if on_gpu else None)
 
 
-def _without_gaps(steps: pd.DataFrame) -> pd.Series[bool]:
+def without_gaps(steps: pd.DataFrame) -> pd.Series[bool]:
     """Whether the GPU always had work: its own time is what its events say only then.
 
     Sure if it had not begun when the step was launched. But a step of more kernels than a stream queues (about 1,000) can be launched

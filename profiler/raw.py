@@ -19,7 +19,7 @@ from simulator.errors import UserError
 
 COLUMNS = (
     "point", "prefill_seqs", "prefill_tokens", "prefill_context_tokens", "prefill_attention_tokens", "decode_seqs",
-    "decode_context_tokens", "decode_context_max_tokens", "verify_tokens", "graph_mode", "padded_tokens", "gpu_s", "forward_s",
+    "decode_context_tokens", "decode_context_max_tokens", "decode_shared_tokens", "verify_tokens", "graph_mode", "padded_tokens", "gpu_s", "forward_s",
     "logits_s", "sample_s", "draft_s", "peaked", "launch_s", "behind_s", "between_s", "schedule_cpu_s", "update_cpu_s", "hold_s", "queued",
 )  # fmt: skip
 """Of the recorded columns, those that a fit reads."""

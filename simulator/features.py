@@ -33,7 +33,7 @@ class StepFeatures(NamedTuple):
     decode_seqs: Column = 0
     """Sequences that decode."""
     decode_context_tokens: Column = 0
-    """Sum of their contexts, the new token included."""
+    """Sum of their contexts, the new token included, less what is saved where they share (`Attention.shared_read`)."""
     decode_context_max_tokens: Column = 0
     """The longest of those contexts."""
     verify_tokens: Column = 0

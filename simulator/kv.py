@@ -27,11 +27,13 @@ class BlockPool:
     Source: vLLM 0.26 `v1/core/block_pool.py`; the null block is not part of `usable_blocks`.
     """
 
-    __slots__ = ("free_blocks", "sending", "usable_blocks")
+    __slots__ = ("free_blocks", "sending", "shared_blocks", "usable_blocks")
 
     def __init__(self, usable_blocks: int) -> None:
         self.usable_blocks = usable_blocks
         self.free_blocks = usable_blocks
+        self.shared_blocks = 0
+        """Further holders of blocks, beyond the first of each."""
         self.sending: dict[Sequence, int] = {}
         """Finished sequences that another engine goes on with, and the blocks that each holds until they are sent."""
 

@@ -73,7 +73,8 @@ class Replica:
             self.scheduler = VerifyScheduler(engine, self.log, drafting, policy)
         self.clock = EngineClock(overheads.schedule_ns)
         self._seed = seed
-        self._idle_share = None if cost.artifact.attention is None else IdleShare(cost.artifact.attention)
+        self._attention = cost.artifact.attention
+        self._idle_share = None if self._attention is None else IdleShare(self._attention)
         self.outstanding = 0
         """Requests routed here and not finished."""
         self.overheads = overheads
@@ -251,6 +252,10 @@ class Replica:
             return
         if self._idle_share is not None:
             plan.idle_share = self._idle_share.of(plan, self.scheduler.running, self.scheduler.decode.epoch)
+        if self._attention is not None and plan.decode_seqs and (shared := self.scheduler.pool.shared_blocks):
+            # Those that decode are taken to hold their part of them.
+            of_decodes = shared * self.engine.block_size * plan.decode_seqs // len(self.scheduler.running)
+            plan.saved_tokens = self._attention.saved_tokens(min(of_decodes, plan.context_tokens))
         features = plan.features(self.engine)
         gpu_ns = self.cost.gpu_ns(features)
         luck = chance(self._seed, self.index, plan.step) if plan.chunks else None
@@ -266,6 +271,8 @@ class Replica:
         limit = min(self._reach, self.stride)
         if self._idle_share is not None:
             limit = self._idle_share.steps_alike(plans, limit)
+        if any(each.saved_tokens != plan.saved_tokens for each in plans):
+            limit = 1
         steps = 1 if limit == 1 else scheduler.stable_steps(limit)
         self._cut, self._ends, self._gpu_ends = 1, [first_ns], [plan.gpu_end_ns]
         if steps == 1:
@@ -273,7 +280,7 @@ class Replica:
         if isinstance(scheduler, VerifyScheduler):
             gpu_ns = self._verifying_gpu_ns(steps - 1, plan, *scheduler.contexts_ahead(steps - 1))
         else:
-            batch = plan.decode_seqs, plan.intercept_sum, plan.intercept_max, plan.idle_share
+            batch = plan.decode_seqs, plan.intercept_sum, plan.intercept_max, plan.idle_share, plan.saved_tokens
             gpu_ns = self._steady_gpu_ns(plan.step + 1, steps - 1, *batch)
         depth, launch = self.engine.depth, self._launching
         if depth == 2 and not self.clock.keeps_up(first_ns, plan.gpu_end_ns, gpu_ns, launch):
@@ -291,27 +298,27 @@ class Replica:
         return min(bisect_left(self._ends, seen_ns, 0, self._cut) + 1, self._cut)
 
     def _steady_gpu_ns(
-        self, first_step: int, steps: int, decode_seqs: int, intercept_sum: int, intercept_max: int, idle_share: int
+        self, first_step: int, steps: int, decode_seqs: int, intercept_sum: int, intercept_max: int, idle_share: int, saved: int
     ) -> Int64:
         upto = _UPTO[:steps]
         padded, mode = self.engine.graphs.pad(decode_seqs, True)
         context = upto * decode_seqs + (intercept_sum + decode_seqs * first_step)
         longest = upto + (intercept_max + first_step)
         idle = context * idle_share // SHARES if idle_share else 0
-        gpu_ns = self.cost.gpu_ns(StepFeatures(0, 0, 0, 0, decode_seqs, context, longest, 0, padded, mode, idle))
+        gpu_ns = self.cost.gpu_ns(StepFeatures(0, 0, 0, 0, decode_seqs, context - saved, longest, 0, padded, mode, idle))
         return gpu_ns if isinstance(gpu_ns, np.ndarray) else np.full(steps, gpu_ns)
 
     def _verifying_gpu_ns(self, steps: int, plan: StepPlan, context: Int64, longest: Int64) -> Int64:
         padded, mode = self.engine.graphs.pad(plan.tokens, True)
         idle = context * plan.idle_share // SHARES
-        gpu_ns = self.cost.gpu_ns(StepFeatures(0, 0, 0, 0, plan.decode_seqs, context, longest, plan.verify_tokens, padded, mode, idle))
+        batch = plan.decode_seqs, context - plan.saved_tokens, longest, plan.verify_tokens, padded, mode, idle
+        gpu_ns = self.cost.gpu_ns(StepFeatures(0, 0, 0, 0, *batch))
         return gpu_ns if isinstance(gpu_ns, np.ndarray) else np.full(steps, gpu_ns)
 
-    def _regenerate(
-        self, first_step: int, steps: int, seqs: int, intercept_sum: int, intercept_max: int, idle: int, first_ns: int, next_gpu_end_ns: int
-    ) -> Int64:
+    def _regenerate(self, first_step: int, steps: int, seqs: int, *rest: int) -> Int64:
+        *batch, first_ns, next_gpu_end_ns = rest
         depth = self.engine.depth
-        gpu_ns = self._steady_gpu_ns(first_step + depth, steps - 1, seqs, intercept_sum, intercept_max, idle)
+        gpu_ns = self._steady_gpu_ns(first_step + depth, steps - 1, seqs, *batch)
         padded, mode = self.engine.graphs.pad(seqs, True)
         launch = self.cost.launch(StepFeatures(decode_seqs=seqs, padded_tokens=padded, graph_mode=mode))
         ends, _ = steady_ends(depth, first_ns, next_gpu_end_ns, gpu_ns, *self.clock.after_result(launch))
@@ -322,20 +329,9 @@ class Replica:
         if steps > 1 and isinstance(self.scheduler, VerifyScheduler):
             self._log_one_by_one(self.scheduler, steps)
             return
-        self.log.add(
-            plan.step,
-            steps,
-            len(plan.chunks),
-            plan.prefill_tokens,
-            plan.decode_seqs,
-            plan.intercept_sum,
-            plan.intercept_max,
-            int(ends[0]),
-            int(self._gpu_ends[0]),
-            int(ends[steps - 1]),
-            plan.verify_tokens,
-            plan.idle_share,
-        )
+        batch = len(plan.chunks), plan.prefill_tokens, plan.decode_seqs, plan.intercept_sum, plan.intercept_max
+        times_ns = int(ends[0]), int(self._gpu_ends[0]), int(ends[steps - 1])
+        self.log.add(plan.step, steps, *batch, *times_ns, plan.verify_tokens, plan.idle_share, plan.saved_tokens)
 
     def _log_one_by_one(self, scheduler: VerifyScheduler, steps: int) -> None:
         """Steps that emit now more, now less follow no line: each is a row of its own."""
@@ -349,7 +345,7 @@ class Replica:
                 ahead = offset - len(plans)
                 intercepts = sums[ahead] - plans[0].decode_seqs * step, maxima[ahead] - step
             end_ns = int(self._ends[offset])
-            last = end_ns, plans[0].verify_tokens, plans[0].idle_share
+            last = end_ns, plans[0].verify_tokens, plans[0].idle_share, plans[0].saved_tokens
             self.log.add(step, 1, 0, 0, plans[0].decode_seqs, *intercepts, end_ns, int(self._gpu_ends[offset]), *last)
 
     def _commit(self) -> None:

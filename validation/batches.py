@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.artifacts.attention import Attention
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig
 from simulator.features import StepFeatures
@@ -65,7 +66,9 @@ def batch_errors(
     for replica, rows in enumerate(replicas):
         first = first_of_runs(rows, engine.depth)
         decodes = Decodes.of(rows, requests, latencies, replica, len(replicas))
-        features = _features(rows, decodes.longest(rows), decodes.idle_tokens(rows, cost.artifact.attention), engine)
+        attention = cost.artifact.attention
+        saved = _saved_tokens(rows, engine, attention)
+        features = _features(rows, decodes.longest(rows), decodes.idle_tokens(rows, attention), saved, engine)
         ends_s = _predicted_ends_s(features, rows["schedule_s"].to_numpy(np.float64), first, engine, cost)
         known = ~first
         measured.append(np.where(known, rows["update_s"].diff(), np.nan))
@@ -94,14 +97,26 @@ def first_of_runs(steps: pd.DataFrame, depth: int) -> NDArray[np.bool_]:
     return np.concatenate([[True], late])
 
 
-def _features(rows: pd.DataFrame, longest: Int64, idle: Int64, engine: EngineConfig) -> list[StepFeatures]:
+def _saved_tokens(rows: pd.DataFrame, engine: EngineConfig, attention: Attention | None) -> Int64:
+    """int64[k]: of the decodes' contexts, what is saved where sequences hold the same blocks: more than the pool says are held."""
+    if attention is None or not engine.enable_prefix_caching or "kv_usage" not in rows:
+        return np.zeros(len(rows), np.int64)
+    decode_seqs, seqs = rows["decode_seqs"], rows["decode_seqs"] + rows["prefill_seqs"]
+    # The last block of a sequence is half full in the mean.
+    of_sequences = (rows["decode_context_tokens"] + rows["prefill_context_tokens"]) / engine.block_size + seqs / 2
+    shared_blocks = np.maximum(of_sequences - rows["kv_usage"] * engine.usable_blocks, 0.0)
+    shared_tokens = shared_blocks * engine.block_size * decode_seqs / np.maximum(seqs, 1)
+    return np.array([attention.saved_tokens(int(tokens)) for tokens in shared_tokens], np.int64)
+
+
+def _features(rows: pd.DataFrame, longest: Int64, idle: Int64, saved: Int64, engine: EngineConfig) -> list[StepFeatures]:
     tokens, seqs = rows["prefill_tokens"].to_numpy(np.int64), rows["prefill_seqs"].to_numpy(np.int64)
     decode = rows["decode_seqs"].to_numpy(np.int64)
     verify = rows["verify_tokens"].to_numpy(np.int64) if "verify_tokens" in rows else np.zeros_like(decode)
     uniform = (seqs == 0) & (decode + verify == decode * engine.decode_query_len)
     launched = [engine.graphs.pad(int(n), bool(each)) for n, each in zip(tokens + decode + verify, uniform, strict=True)]
     pads, modes = zip(*launched, strict=True)
-    contexts = rows["decode_context_tokens"], longest, verify
+    contexts = rows["decode_context_tokens"].to_numpy(np.int64) - saved, longest, verify
     columns = seqs, tokens, rows["prefill_context_tokens"], _attention(rows), decode, *contexts, pads
     numbers = (np.asarray(column).tolist() for column in columns)
     return [StepFeatures(*row) for row in zip(*numbers, modes, idle.tolist(), strict=True)]

@@ -116,6 +116,8 @@ class Provenance(Strict):
     """Below `models/`, the calibrations that tell how much longer launches take in service, and the ways from and to the client."""
     after: str = ""
     """The artifact whose profile timed the sampler and the product with the vocabulary, if it is another one."""
+    sharing: str = ""
+    """Hash of the measurements that tell what sequences save that share blocks."""
 
 
 class Measurement(Strict):

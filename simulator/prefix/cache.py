@@ -91,6 +91,8 @@ class PrefixCache(BlockPool):
                 del self._queue[block]
                 self._queued -= 1
                 self.free_blocks -= 1
+            else:
+                self.shared_blocks += 1
             block.holders += 1
         self._held[sequence] = list(hit.blocks)
 
@@ -124,6 +126,8 @@ class PrefixCache(BlockPool):
                 self._queue[block] = 1
                 self._queued += 1
                 freed += 1
+            else:
+                self.shared_blocks -= 1
         self.give_back(freed)
 
     def _insert(self, key: int) -> Block:

@@ -23,6 +23,7 @@ class StepPlan:
         "intercept_sum",
         "preempted",
         "prefill_tokens",
+        "saved_tokens",
         "step",
         "verify_tokens",
     )
@@ -45,11 +46,18 @@ class StepPlan:
         self.gpu_end_ns = 0
         self.idle_share = 0
         """Of its decodes' contexts (`step/idle.py`)."""
+        self.saved_tokens = 0
+        """Of those, what is saved since some are read several times."""
 
     @property
     def tokens(self) -> int:
         """Tokens of the batch before padding."""
         return self.decode_seqs + self.prefill_tokens
+
+    @property
+    def context_tokens(self) -> int:
+        """Sum of its decodes' contexts."""
+        return self.intercept_sum + self.decode_seqs * self.step
 
     def decoding_contexts(self, running: list[Sequence]) -> list[int]:
         """Tokens of the decodes, of those that begin to decode too, in the order of `running`."""
@@ -58,14 +66,14 @@ class StepPlan:
     def features(self, engine: EngineConfig) -> StepFeatures:
         """The composition of the step, for the cost model."""
         decodes, step = self.decode_seqs, self.step
-        context, longest = self.intercept_sum + decodes * step, self.intercept_max + step
-        idle = context * self.idle_share // SHARES
+        context, longest = self.context_tokens, self.intercept_max + step
+        idle, read = context * self.idle_share // SHARES, context - self.saved_tokens
         if not self.chunks:
             padded, mode = engine.graphs.pad(decodes, True)
-            return StepFeatures(0, 0, 0, 0, decodes, context, longest, 0, padded, mode, idle)
+            return StepFeatures(0, 0, 0, 0, decodes, read, longest, 0, padded, mode, idle)
         tokens = self.prefill_tokens
         padded, mode = engine.graphs.pad(tokens + decodes, tokens == len(self.chunks))
         ends = sum(end for _, _, end in self.chunks)
         attention = sum(n * end - n * (n - 1) // 2 for _, n, end in self.chunks)
         longest = longest if decodes else 0
-        return StepFeatures(len(self.chunks), tokens, ends, attention, decodes, context, longest, 0, padded, mode, idle)
+        return StepFeatures(len(self.chunks), tokens, ends, attention, decodes, read, longest, 0, padded, mode, idle)

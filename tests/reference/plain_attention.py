@@ -41,6 +41,10 @@ class PlainAttention:
             self.spared += 1
         return sum(row.end for row in step.rows if not row.prefill) * self.share // SHARES
 
+    def saved_tokens(self, again: int) -> int:
+        """Of tokens that are read a further time."""
+        return 0 if self.attention is None else int(again * (1.0 - self.attention.shared_read))
+
     @staticmethod
     def _goes_on(request: Request) -> bool:
         """Whether more than the tokens in flight will come."""

@@ -103,7 +103,8 @@ class PlainEngine:
     def features(self, step: Step) -> StepFeatures:
         prefills = [row for row in step.rows if row.prefill]
         contexts = [row.end for row in step.rows if not row.prefill]
-        tokens = sum(row.tokens for row in step.rows)
+        tokens, context = sum(row.tokens for row in step.rows), sum(contexts)
+        again = sum(max(count - 1, 0) for count in self.cache.ref_cnt) * self.engine.block_size * len(contexts) // len(self.running)
         padded, mode = self.engine.graphs.pad(tokens, {row.tokens for row in step.rows} == {1 + self.num_spec_tokens})
         return StepFeatures(
             prefill_seqs=len(prefills),
@@ -111,7 +112,7 @@ class PlainEngine:
             prefill_context_tokens=sum(row.end for row in prefills),
             prefill_attention_tokens=sum(row.end - i for row in prefills for i in range(row.tokens)),
             decode_seqs=len(contexts),
-            decode_context_tokens=sum(contexts),
+            decode_context_tokens=context - self.attention.saved_tokens(min(again, context)),
             decode_context_max_tokens=max(contexts, default=0),
             verify_tokens=sum(row.drafts for row in step.rows if not row.prefill),
             padded_tokens=padded,

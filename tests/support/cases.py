@@ -122,7 +122,7 @@ def with_workers(cost: CostModel, rng: np.random.Generator) -> CostModel:
 def attending(cost: CostModel, rng: np.random.Generator) -> CostModel:
     """The same with a price for what multiprocessors wait for."""
     artifact = cost.artifact
-    attention = FineAttention(kv_heads=int(rng.choice([1, 2, 4])), multiprocessors=int(rng.choice([3, 8, 12])))
+    attention = FineAttention(kv_heads=int(rng.choice([1, 2, 4])), multiprocessors=int(rng.choice([3, 8, 12])), shared_read=0.37)
     idle_ns = {"decode_idle_tokens": float(rng.choice([0.91, 7.3]))}
     step = {mode: regime.model_copy(update={"gpu_ns": regime.gpu_ns | idle_ns}) for mode, regime in artifact.step.items()}
     return CostModel(artifact.model_copy(update={"step": step, "attention": attention}))
