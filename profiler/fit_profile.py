@@ -36,6 +36,7 @@ from profiler.profiled import Profiled, from_raw
 from profiler.raw import Raw, after_of
 from profiler.service import SERVICE, Service, read_service
 from profiler.sharing import SHARING, read_sharing, shared_read
+from profiler.sustained import OWN, sustained_ns, usual_share, whole_budget_ns
 from simulator.artifacts.artifact import Artifact, Measurement, Memory, MemoryParts, Provenance, Regime
 from simulator.artifacts.attention import Attention
 from simulator.artifacts.models import MODELS, artifact_name
@@ -69,6 +70,7 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
     in_service = Service() if service is None else read_service(service, models)
     sharing = [] if meta["gpu"] == "cpu" else read_sharing(models / str(meta["gpu"]) / SHARING)
     speculative = meta.get("speculative")
+    longer_ns = sustained_ns(raw, after, model)
     artifact = Artifact(
         format_version=1,
         gpu=meta["gpu"],
@@ -81,6 +83,7 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
         attention=_attention(meta, sharing),
         step=_regimes(model, profile, in_service),
         sampling=profile.sampling.regimes() if profile.sampling else {},
+        sustained_ns=float(f"{longer_ns or 0.0:.6g}"),
         overheads=in_service.overheads,
         domain=feature_domain(known.features(), [name for name in StepFeatures._fields if name not in ("graph_mode", IN_STEP)]),
         error=error_rows(known, predictions),
@@ -94,14 +97,26 @@ def fit_profile(raw: Raw, service: Path | None = None, after: Raw | None = None,
             note=_weights_note(profile),
             service="" if service is None else service.resolve().relative_to(models.resolve()).as_posix(),
             after="" if after is None else _artifact(after.meta),
+            sustained="" if longer_ns is None else OWN,
             sharing=" ".join(raw.sha256 for raw in sharing),
         ),
     )
+    if longer_ns is None:
+        artifact = _as_usual(artifact, models)
     # Traffic decodes: where that was not measured, it says nothing of the grid.
     if not speculative and (known.table["kind"] == "decode").any():
         shares = time_shares(artifact, known)
         artifact = artifact.model_copy(update={"error": [*artifact.error, *error_rows(known, unseen, shares)]})
     return artifact, _report(artifact, len(profile.table) - len(known.table))
+
+
+def _as_usual(artifact: Artifact, models: Path) -> Artifact:
+    """With the usual `sustained_ns` of its GPU, of which its own profile tells nothing."""
+    share, count = usual_share(models, artifact.gpu)
+    if not count:
+        return artifact
+    provenance = artifact.provenance.model_copy(update={"sustained": f"the median of {count} profiles of this GPU"})
+    return artifact.model_copy(update={"sustained_ns": float(f"{share * whole_budget_ns(artifact):.6g}"), "provenance": provenance})
 
 
 def _attention(meta: Mapping[str, Any], sharing: list[Raw]) -> Attention | None:

@@ -109,7 +109,8 @@ def _decodes_a_prompt(engine: Engine, point: Point) -> int:
     """Steps that decode, in the time of one with a prompt."""
     _prompts(engine, point)
     rows = _steps(engine, WARM_STEPS + 1)
-    return max(round(max(row["gpu_s"] for row in rows) / rows[-1]["gpu_s"]), 1)
+    prompt_s, decode_s = float(max(row["gpu_s"] for row in rows)), float(rows[-1]["gpu_s"])
+    return max(round(prompt_s / decode_s), 1)
 
 
 def _shared(engine: Engine, point: Point) -> list[Row]:

@@ -2,7 +2,8 @@
 
     python -m profiler.pack PATH …
 
-A trace's folder: its steps' times to 10 µs, their KV usage to a thousandth, without the columns that nothing reads of a trace.
+A trace's folder: its steps' results to 10 µs, their schedule to 1 ms, their KV usage to a thousandth, without the columns that nothing
+reads of a trace.
 `….points.jsonl.gz`: numbers to the nanosecond, all lines in one gzip member. Any other `….gz` (a calibration's files, too, of which the
 fit reads every column): its content as it is. All are compressed by zopfli where it is installed: the same format, a fifth smaller than
 what gzip makes at its best.
@@ -28,6 +29,8 @@ UNREAD_COLUMNS = ("schedule_cpu_s", "update_cpu_s", "launch_s", "padded_tokens",
 
 STEP_DIGITS = 5
 """A step takes milliseconds: 10 µs are lost in its noise, and do not add up, since times count from the trace's start."""
+SCHEDULE_DIGITS = 3
+"""When a step was chosen tells only whether the engine was idle before it, and when that ended: else a result came just before."""
 USAGE_DIGITS = 3
 """A thousandth of the KV cache: its course is compared in percent."""
 
@@ -65,7 +68,7 @@ def _content(content: bytes) -> bytes:
 
 def _steps(content: bytes) -> bytes:
     steps = pd.read_csv(io.BytesIO(content)).drop(columns=list(UNREAD_COLUMNS), errors="ignore")
-    return steps.round(STEP_DIGITS).round({"kv_usage": USAGE_DIGITS}).to_csv(index=False).encode()
+    return steps.round(STEP_DIGITS).round({"schedule_s": SCHEDULE_DIGITS, "kv_usage": USAGE_DIGITS}).to_csv(index=False).encode()
 
 
 def _points(content: bytes) -> bytes:

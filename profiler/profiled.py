@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +26,9 @@ LONG_PROMPT_TOKENS = 1024
 
 SAME = ("point", "kind", "graph_mode", "padded_tokens", "prefill_seqs", "prefill_tokens", "decode_seqs", "verify_tokens")
 """What the steps of one row share."""
+
+EXPERTS = {"num_experts", "num_local_experts", "n_routed_experts"}
+"""What a `config.json` calls the experts of a mixture."""
 
 APART = ("sustained", "shared")
 """Kinds of points that are no rows of the grid: prompts for seconds, and sequences that share heads, beside others that do not."""
@@ -92,7 +96,19 @@ def from_raw(raw: Raw, after: Raw | None = None) -> Profiled:
         after: the profile whose sampler and product with the vocabulary count, where `raw` did not time them apart.
     """
     meta, steps = raw.meta, raw.steps
-    steps = steps[~steps["point"].str.partition(" ")[0].isin(APART)]
+    steps = steps[_of_grid(meta, steps["point"])]
+    return _profiled(raw, meta, steps, after)
+
+
+def sustained_rows(raw: Raw, after: Raw | None = None) -> Profiled | None:
+    """A row for each point at which prompts followed one another, as far as the GPU never was short of work; None: there is none."""
+    steps = raw.steps
+    steps = steps[steps["point"].str.startswith("sustained ")]
+    rows = _profiled(raw, raw.meta, steps, after).gpu_known if len(steps) else None
+    return rows if rows is not None and len(rows.table) else None
+
+
+def _profiled(raw: Raw, meta: dict[str, Any], steps: pd.DataFrame, after: Raw | None) -> Profiled:
     on_gpu = meta["gpu"] != "cpu"
     # A step that follows the result of the one before it finds the GPU idle: what it takes to prepare, and to draft on the CPU, counts.
     waits = not on_gpu or not meta["engine"]["async_scheduling"]
@@ -104,6 +120,18 @@ def from_raw(raw: Raw, after: Raw | None = None) -> Profiled:
     steps = steps.assign(decode_idle_tokens=idle_tokens(steps, attention), decode_in_step_seqs=in_step_seqs(steps, attention))
     table = _rows(_timed(steps, gpu_known, sampling))
     return Profiled(meta, table, raw.sha256, sampling, _prepare_ns(steps, table) if on_gpu else None)
+
+
+def _of_grid(meta: Mapping[str, Any], points: pd.Series[str]) -> pd.Series[bool]:
+    """Rows of points that tell what a step of their kind takes in service.
+
+    A mixture of experts whose weights are dummies sends tokens that attend to the same claimed context to the same experts: a chunk that
+    begins there reads a fraction of the weights, as no real prompt's does. So of such models only whole prompts count.
+    """
+    kept = ~points.str.partition(" ")[0].isin(APART)
+    if EXPERTS & set(meta.get("config") or {}) and meta.get("moe_routing") is None:
+        kept &= ~points.str.contains(r"@[1-9]", regex=True)
+    return kept
 
 
 def without_gaps(steps: pd.DataFrame) -> pd.Series[bool]:

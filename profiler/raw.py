@@ -19,13 +19,16 @@ from simulator.errors import UserError
 
 COLUMNS = (
     "point", "prefill_seqs", "prefill_tokens", "prefill_context_tokens", "prefill_attention_tokens", "decode_seqs",
-    "decode_context_tokens", "decode_context_max_tokens", "decode_shared_tokens", "verify_tokens", "graph_mode", "padded_tokens", "gpu_s", "forward_s",
-    "logits_s", "sample_s", "draft_s", "peaked", "launch_s", "behind_s", "between_s", "schedule_cpu_s", "update_cpu_s", "hold_s", "queued",
+    "decode_context_tokens", "decode_context_max_tokens", "decode_shared_tokens", "verify_tokens", "graph_mode", "padded_tokens",
+    "gpu_s", "forward_s", "logits_s", "sample_s", "draft_s", "peaked", "launch_s", "behind_s", "between_s", "schedule_cpu_s",
+    "update_cpu_s", "hold_s", "queued",
 )  # fmt: skip
 """Of the recorded columns, those that a fit reads."""
 
 DIGITS = 7
 """Tenths of microseconds: below the resolution of the GPU's events."""
+THREAD_DIGITS = dict.fromkeys(("launch_s", "behind_s", "between_s", "schedule_cpu_s", "update_cpu_s"), 6)
+"""Microseconds: what a thread of the host takes scatters by far more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +79,8 @@ class Raw:
             if not meta["engine"]["async_scheduling"]:
                 # What the engine's thread did between two steps: the result handled, drafts handed over, the next batch chosen and sent.
                 steps["between_s"] = steps["launch_start_s"] - steps.groupby("point")["launch_end_s"].shift()
-        text = steps[[name for name in COLUMNS if name in steps]].round(DIGITS).to_csv(index=False)
+        _blank_unread(steps)
+        text = steps[[name for name in COLUMNS if name in steps]].round(DIGITS).round(THREAD_DIGITS).to_csv(index=False)
         return cls(json.dumps(meta, separators=(",", ":")), text)
 
     def write(self, artifact: Path) -> None:
@@ -89,6 +93,14 @@ class Raw:
             path, content = artifact.with_suffix(f".{name}.gz"), text.encode()
             if _content(path) != content:
                 write_bytes(path, gzip.compress(content, mtime=0))
+
+
+def _blank_unread(steps: pd.DataFrame) -> None:
+    """A launch counts as served only, not behind a hold; whether the GPU still worked at its end, only where nothing else tells."""
+    held = steps["hold_s"] > 0
+    steps["launch_s"] = steps["launch_s"].where(~held)
+    if "behind_s" in steps:
+        steps["behind_s"] = steps["behind_s"].where(held & ~steps["queued"])
 
 
 def _content(path: Path) -> bytes | None:

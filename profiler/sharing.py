@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from sklearn.linear_model import LinearRegression
 
 from profiler.profiled import without_gaps
@@ -47,7 +48,8 @@ def _shared_read(raw: Raw) -> float:
     steps = steps[steps["point"].str.startswith("shared ") & (steps["prefill_seqs"] == 0)]
     if steps.empty or "decode_shared_tokens" not in steps:
         raise UserError("a profile of shared heads has no points that share: python -m profiler opt=prefix_caching kinds=[shared]")
-    steps = steps[without_gaps(steps)]
+    # What is shared makes a batch quicker than its like: those that share, and those that do not, are each held against their own kind.
+    steps = pd.concat([its[without_gaps(its)] for _, its in steps.groupby("decode_shared_tokens")])
     columns = ["decode_context_tokens", "gpu_s"]
     rows = steps.groupby(["point", "decode_seqs", "decode_shared_tokens"])[columns].median().reset_index()
     batches = [(rows["decode_seqs"] == batch).to_numpy(np.float64) for batch in sorted(rows["decode_seqs"].unique())]

@@ -78,8 +78,8 @@ class CostModel:
         """`logits`: whose the sampler's time is; a trained model's, unless a trace with dummy weights is replayed."""
         self.artifact = artifact
         self.logits = logits
-        sampling = artifact.sampling.get(logits, {})
-        self._gpu = [_Sum(_added(artifact.step[_mode_name(mode)].gpu_ns, sampling)) for mode in GraphMode]
+        beside = _added(artifact.sampling.get(logits, {}), {"prefill_tokens": artifact.sustained_ns} if artifact.sustained_ns else {})
+        self._gpu = [_Sum(_added(artifact.step[_mode_name(mode)].gpu_ns, beside)) for mode in GraphMode]
         self._launch = [_Sum(artifact.step[_mode_name(mode)].launch_ns) for mode in GraphMode]
         self._lead = [_Sum(artifact.step[_mode_name(mode)].lead_ns) for mode in GraphMode]
         self._hand_over = [_Sum(artifact.step[_mode_name(mode)].hand_over_ns) for mode in GraphMode]

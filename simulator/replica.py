@@ -73,8 +73,7 @@ class Replica:
             self.scheduler = VerifyScheduler(engine, self.log, drafting, policy)
         self.clock = EngineClock(overheads.schedule_ns)
         self._seed = seed
-        self._attention = cost.artifact.attention
-        self._idle_share = None if self._attention is None else IdleShare(self._attention)
+        self._idle_share = None if cost.artifact.attention is None else IdleShare(cost.artifact.attention)
         self.outstanding = 0
         """Requests routed here and not finished."""
         self.overheads = overheads
@@ -252,10 +251,11 @@ class Replica:
             return
         if self._idle_share is not None:
             plan.idle_share = self._idle_share.of(plan, self.scheduler.running, self.scheduler.decode.epoch)
-        if self._attention is not None and plan.decode_seqs and (shared := self.scheduler.pool.shared_blocks):
+        attention, shared = self.cost.artifact.attention, self.scheduler.pool.shared_blocks
+        if shared and attention is not None and plan.decode_seqs:
             # Those that decode are taken to hold their part of them.
             of_decodes = shared * self.engine.block_size * plan.decode_seqs // len(self.scheduler.running)
-            plan.saved_tokens = self._attention.saved_tokens(min(of_decodes, plan.context_tokens))
+            plan.saved_tokens = attention.saved_tokens(min(of_decodes, plan.context_tokens))
         features = plan.features(self.engine)
         gpu_ns = self.cost.gpu_ns(features)
         luck = chance(self._seed, self.index, plan.step) if plan.chunks else None

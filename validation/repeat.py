@@ -24,6 +24,9 @@ Float64 = NDArray[np.float64]
 Repeatability = dict[str, dict[str, float]]
 """By quantity and statistic: the greatest |a / b − 1| between two traces of the same requests."""
 
+LENGTHS = ("prompt_tokens", "output_tokens")
+SENT = (*LENGTHS, "arrival_ns")
+
 SAME_ARRIVALS_S, SAME_SHARE = 0.1, 0.9
 """Clients are woken within milliseconds, but one that stalls sends late for a moment: so many requests must have come so close together."""
 SEEN = {"name", "client", "logits", "overheads", "seed", "cut_s", "gpu_memory_utilization"}
@@ -53,10 +56,14 @@ def _same(one: Comparison, other: Comparison) -> bool:
     n = min(len(a), len(b))
     if len(a) != len(b) and not _cut_first(one, other):
         return False
-    if not all((getattr(a, name)[:n] == getattr(b, name)[:n]).all() for name in ("prompt_tokens", "output_tokens")):
+    # Of requests sent within a millisecond now the one comes first and now the other: their names tell which they are.
+    names = [requests.request_id[:n] for requests in (a, b)]
+    orders = [np.argsort(each) if set(names[0]) == set(names[1]) else np.arange(n) for each in names]
+    columns = {name: [getattr(requests, name)[:n][order] for requests, order in zip((a, b), orders, strict=True)] for name in SENT}
+    if not all((columns[name][0] == columns[name][1]).all() for name in LENGTHS):
         return False
     # Where a trace's clock begins, before or at the first request, is the recorder's affair.
-    apart_ns = (a.arrival_ns - a.arrival_ns[0])[:n] - (b.arrival_ns - b.arrival_ns[0])[:n]
+    apart_ns = np.subtract(*(arrival_ns - arrival_ns.min() for arrival_ns in columns["arrival_ns"]))
     return float(np.quantile(np.abs(apart_ns), SAME_SHARE)) < SAME_ARRIVALS_S * 1e9
 
 

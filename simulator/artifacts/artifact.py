@@ -116,6 +116,8 @@ class Provenance(Strict):
     """Below `models/`, the calibrations that tell how much longer launches take in service, and the ways from and to the client."""
     after: str = ""
     """The artifact whose profile timed the sampler and the product with the vocabulary, if it is another one."""
+    sustained: str = ""
+    """What tells `sustained_ns`: its own profile, or others of the same GPU."""
     sharing: str = ""
     """Hash of the measurements that tell what sequences save that share blocks."""
 
@@ -166,6 +168,8 @@ class Artifact(Strict):
     step: dict[Literal["none", "piecewise", "full"], Regime]
     sampling: dict[Logits, dict[str, float]] = {}
     """Coefficients of the sampler's GPU time, nanoseconds by term, which every step has beside `step`; where empty, it is part of that."""
+    sustained_ns: float = Field(0.0, ge=0, lt=float("inf"))
+    """What each token of a prompt takes longer on the GPU in service, where it never rests, than in a profile. 0: not measured."""
     overheads: Overheads
     domain: dict[str, tuple[float, float]]
     """Least and greatest measured value of each feature."""

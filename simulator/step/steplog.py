@@ -35,7 +35,8 @@ ROW = (
 NO_CUT = np.iinfo(np.int64).max
 
 Regenerate = Callable[[int, int, int, int, int, int, int, int, int], Int64]
-"""(first_step, steps, decode_seqs, intercept_sum, intercept_max, idle_share, saved_tokens, first_end_ns, next_gpu_end_ns) → int64[steps] ends."""
+"""(first_step, steps, decode_seqs, intercept_sum, intercept_max, idle_share, saved_tokens, first_end_ns, next_gpu_end_ns)
+→ int64[steps] ends."""
 
 
 class StepLog:
@@ -115,9 +116,11 @@ class StepLog:
 
     def _ends(self, row: list[int]) -> Int64:
         first_step, steps, _, _, decode_seqs, intercept_sum, intercept_max, first_end_ns, next_gpu_end_ns = row[:9]
+        idle_share, saved_tokens = row[11:]
         if steps == 1 or self._regenerate is None:
             return np.array([first_end_ns])
-        return self._regenerate(first_step, steps, decode_seqs, intercept_sum, intercept_max, *row[11:], first_end_ns, next_gpu_end_ns)
+        batch = decode_seqs, intercept_sum, intercept_max, idle_share, saved_tokens
+        return self._regenerate(first_step, steps, *batch, first_end_ns, next_gpu_end_ns)
 
     def delivered_ns(self, steps: Int64, overheads: Overheads) -> Int64:
         """int64[m]: when the tokens of the given steps reached their clients: none before those of an earlier step."""

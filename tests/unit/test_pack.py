@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from profiler.pack import STEP_DIGITS, UNREAD_COLUMNS, USAGE_DIGITS, main
+from profiler.pack import SCHEDULE_DIGITS, STEP_DIGITS, UNREAD_COLUMNS, USAGE_DIGITS, main
 from profiler.parts import Parts
 from profiler.trace import read_trace
 from simulator.artifacts.models import MODELS
@@ -45,7 +45,7 @@ def test_a_packed_trace_says_the_same_to_10_microseconds(trace: Path, capsys: py
     assert set(before.steps) - set(after.steps) == set(UNREAD_COLUMNS)
     for name in after.steps:
         if after.steps[name].dtype == np.float64:
-            digits = USAGE_DIGITS if name == "kv_usage" else STEP_DIGITS
+            digits = {"kv_usage": USAGE_DIGITS, "schedule_s": SCHEDULE_DIGITS}.get(name, STEP_DIGITS)
             assert (after.steps[name] - before.steps[name]).abs().max() < 0.51 * 10**-digits
         else:
             assert after.steps[name].equals(before.steps[name]), name

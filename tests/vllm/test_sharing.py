@@ -28,20 +28,21 @@ def test_heads_are_held_once_and_read_by_all(steps: pd.DataFrame) -> None:
     assert (sharing["prefill_seqs"] == 0).all()
     shared_tokens = (asked["batch"] - asked["heads"]) * asked["tokens"]
     both = sharing.assign(kind=(sharing["decode_shared_tokens"] == shared_tokens).map({True: "shared", False: "apart"}))
-    by_kind = both.groupby(["point", "kind"])[["kv_usage", "decode_context_tokens"]].median().unstack("kind")
-    assert len(by_kind) >= 2
-    assert not by_kind.isna().any(axis=None)
-    contexts = by_kind["decode_context_tokens"]
-    assert contexts["shared"].to_numpy() == pytest.approx(contexts["apart"].to_numpy(), rel=0.05)
-    held = by_kind["kv_usage"]
-    assert (held["shared"] < 0.8 * held["apart"]).all()
+    columns = ["kv_usage", "decode_context_tokens"]
+    by_kind = both.groupby(["kind", "point"])[columns].median()
+    shared, apart = by_kind.loc["shared"], by_kind.loc["apart"]
+    assert len(shared) >= 2
+    assert shared.index.equals(apart.index)
+    contexts = apart["decode_context_tokens"].to_numpy()
+    assert shared["decode_context_tokens"].to_numpy() == pytest.approx(contexts, rel=0.05)
+    assert (shared["kv_usage"] < 0.8 * apart["kv_usage"]).all()
 
 
 def test_prompts_follow_one_another(steps: pd.DataFrame) -> None:
     prompts = steps[steps["kind"] == "sustained"]
     assert (prompts["prefill_seqs"] == 1).all()
     alone, beside = prompts["decode_seqs"] == 0, prompts["decode_seqs"] == 64
-    assert alone.sum() > 5 < beside.sum()
+    assert alone.sum() > 3 < beside.sum()
     assert (alone | beside).all()
     assert prompts[alone]["gpu_s"].sum() > 3.0
     assert 0.5 < prompts[beside]["gpu_s"].sum() < 2.5
