@@ -53,7 +53,8 @@ class Setting:
         Raises:
             UserError: a file is unreadable.
         """
-        cost = CostModel.load(path)
+        # As in the profile, whose prompts come one by one.
+        cost = CostModel(CostModel.load(path).artifact.model_copy(update={"sustained_ns": 0.0}))
         limits = ("max_model_len", "max_num_batched_tokens", "max_num_seqs", "block_size", "num_gpu_blocks")
         engine = EngineConfig(**{name: getattr(cost.artifact.memory, name) for name in limits})
         raw = Raw.read(path) if path.with_suffix(".profile.json.gz").is_file() else None

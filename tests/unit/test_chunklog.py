@@ -16,7 +16,7 @@ from tests.support.services import random_speculative_scenario
 def log_of(chunks: list[tuple[int, int, int, list[int]]], steps: int) -> ChunkLog:
     log = ChunkLog()
     for step in range(steps):
-        log.add(step, 1, 0, 0, 1, 0, 0, 10 * (step + 1), 10 * (step + 1), 10 * (step + 1), 3, 0)
+        log.add(step, 1, 0, 0, 1, 0, 0, 10 * (step + 1), 10 * (step + 1), 10 * (step + 1), 3, 0, 0)
     for chunk in chunks:
         log.add_chunks(*chunk)
     return log
