@@ -101,7 +101,8 @@ def _sustained(limits: Limits) -> Iterator[tuple[Point, int]]:
     for chunk in SUSTAINED_CHUNKS:
         yield Point("sustained", num_chunks=1, chunk=min(chunk, limits.max_num_scheduled_tokens)), 2
     beside = min(SUSTAINED_CHUNKS[-1], limits.max_num_scheduled_tokens - SUSTAINED_BATCH)
-    yield Point("sustained", SUSTAINED_BATCH, SUSTAINED_CONTEXT, num_chunks=1, chunk=beside), 2
+    if beside > 0:
+        yield Point("sustained", SUSTAINED_BATCH, SUSTAINED_CONTEXT, num_chunks=1, chunk=beside), 2
 
 
 def _shared() -> Iterator[tuple[Point, int]]:

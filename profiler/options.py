@@ -183,11 +183,14 @@ def load(overrides: list[str], what: type[Options]) -> Options:
     elif model.get("config") is None:
         model["config"] = shape(model["shape"])
     try:
-        return what.model_validate(composed)
+        options = what.model_validate(composed)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{where}: {first['msg']}, got {first['input']!r}") from None
+    if "shared" in options.kinds and not options.opt.enable_prefix_caching:
+        raise UserError("kinds: shared needs the prefix cache, by which sequences share; give opt=prefix_caching, too")
+    return options
 
 
 def shape(name: str) -> dict[str, Any]:

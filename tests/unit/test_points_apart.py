@@ -183,3 +183,10 @@ def test_profiles_that_tell_are_told_from_those_that_follow_them() -> None:
     sources = {CostModel.load(path).artifact.provenance.sustained for path in H200}
     own = sum(CostModel.load(path).artifact.provenance.sustained == OWN for path in H200)
     assert sources == {OWN, f"the median of {own} profiles of this GPU"}
+
+
+@pytest.mark.parametrize(("budget", "chunks"), [(8192, {2048, 8128, 8192}), (1024, {960, 1024}), (64, {64}), (16, {16})])
+def test_prompts_without_end_take_the_whole_budget_and_what_decodes_leave_of_it(budget: int, chunks: set[int]) -> None:
+    points = grid(Limits(32768, 1024, budget, 66910, 16), ["sustained"])
+    assert {point.chunk for point in points} == chunks
+    assert {point.batch for point in points} == ({0, 64} if budget > 64 else {0})

@@ -80,6 +80,7 @@ def test_traffic_of_a_recording_is_the_simulators() -> None:
         (["budget_s=-1"], "budget_s"),
         (["gpu_memory_utilization=2"], "gpu_memory_utilization"),
         (["kinds=[decode,encode]"], "kinds.1"),
+        (["kinds=[decode,shared]"], "give opt=prefix_caching"),
         (["nonsense"], "nonsense"),
     ],
 )
