@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -42,7 +43,9 @@ def test_prompts_follow_one_another(steps: pd.DataFrame) -> None:
     prompts = steps[steps["kind"] == "sustained"]
     assert (prompts["prefill_seqs"] == 1).all()
     alone, beside = prompts["decode_seqs"] == 0, prompts["decode_seqs"] == 64
-    assert alone.sum() > 3 < beside.sum()
     assert (alone | beside).all()
-    assert prompts[alone]["gpu_s"].sum() > 3.0
-    assert 0.5 < prompts[beside]["gpu_s"].sum() < 2.5
+    assert alone.sum() > 1 < beside.sum()
+    assert prompts[alone]["gpu_s"].sum() > 2.0
+    # Decodes lie between two prompts: the next is chosen later than when the one before is done.
+    begun_s, took_s = prompts[beside]["schedule_s"].to_numpy(), prompts[beside]["gpu_s"].to_numpy()
+    assert (np.diff(begun_s) > 1.1 * took_s[:-1]).all()
