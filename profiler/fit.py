@@ -100,7 +100,7 @@ class StepTimeRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  #
         expected, known = total, self._prior_rows()
         for _ in range(self.passes):
             rows = np.vstack([work / expected[:, None], known])
-            self.coef_ = _non_negative(rows, np.concatenate([total / expected, np.zeros(len(known))]))
+            self.coef_ = non_negative(rows, np.concatenate([total / expected, np.zeros(len(known))]))
             # Few noisy rows can bring a prediction to nothing: no row may weigh more than ten of its like.
             expected = np.maximum(work @ self.coef_, total / 10)
         return self
@@ -199,7 +199,7 @@ def _digits(share: float) -> float:
     return round(float(share), 5)
 
 
-def _non_negative(work: Float64, target: Float64) -> Float64:
+def non_negative(work: Float64, target: Float64) -> Float64:
     """Non-negative least squares; columns are brought to one scale first, as tokens and constants differ by 10⁵."""
     scale = np.sqrt((work**2).mean(axis=0))
     scale[scale == 0.0] = 1.0

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LinearRegression
 
+from profiler.fit import non_negative
 from profiler.profiled import without_gaps
 from profiler.raw import Raw
 from simulator.errors import UserError
@@ -57,7 +57,5 @@ def _shared_read(raw: Raw) -> float:
     time_s = rows["gpu_s"].to_numpy(np.float64)
     # Errors count relative to a step's time, as in all fits of this project; what is saved is paid for a token of one's own at most.
     work = np.column_stack([*batches, context - shared, shared]) / time_s[:, None]
-    scale = np.abs(work).max(axis=0)
-    model = LinearRegression(positive=True, fit_intercept=False).fit(work / scale, np.ones(len(rows)))
-    own, again = (model.coef_ / scale)[-2:]
+    own, again = non_negative(work, np.ones(len(rows)))[-2:]
     return float(min(again / own, 1.0))

@@ -38,7 +38,7 @@ def sustained_ns(raw: Raw, after: Raw | None, model: StepTimeRegressor) -> float
 
 def usual_share(models: Path, gpu: str) -> tuple[float, int]:
     """(the median over the GPU's cost models whose own profile tells, of a step that is one prompt of the whole budget; how many)."""
-    told = [artifact for path in artifacts(models) if (artifact := CostModel.load(path).artifact).gpu == gpu]
+    told = [artifact for path in artifacts(models) if (artifact := Artifact.model_validate_json(path.read_text())).gpu == gpu]
     shares = [artifact.sustained_ns / whole_budget_ns(artifact) for artifact in told if artifact.provenance.sustained == OWN]
     return (median(shares), len(shares)) if shares else (0.0, 0)
 

@@ -271,7 +271,7 @@ class Replica:
         limit = min(self._reach, self.stride)
         if self._idle_share is not None:
             limit = self._idle_share.steps_alike(plans, limit)
-        if any(each.saved_tokens != plan.saved_tokens for each in plans):
+        if plans[0].saved_tokens != plan.saved_tokens:
             limit = 1
         steps = 1 if limit == 1 else scheduler.stable_steps(limit)
         self._cut, self._ends, self._gpu_ends = 1, [first_ns], [plan.gpu_end_ns]
