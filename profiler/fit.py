@@ -45,6 +45,9 @@ MODE_TERMS: Mapping[Mode, tuple[str, ...]] = {
 WINDOW = 6
 """Steps summed for one row of the fit. A recorded step may hold part of its neighbour's time (two clocks): sums do not."""
 
+ROUNDING = 1e-12
+"""How far the cosine between two columns that say the same may be from 1."""
+
 
 class StepTimeRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types
     """Step times, nanoseconds, as a sum of non-negative physical terms; minimizes the relative error over windows of steps.
@@ -200,10 +203,17 @@ def _digits(share: float) -> float:
 
 
 def non_negative(work: Float64, target: Float64) -> Float64:
-    """Non-negative least squares; columns are brought to one scale first, as tokens and constants differ by 10⁵."""
+    """Non-negative least squares; columns are brought to one scale first, as tokens and constants differ by 10⁵.
+
+    Of columns that are multiples of one another the first stands for all, and the others get 0: which of them took its share would
+    otherwise be a matter of rounding, and so of the CPU. (Where every sequence verifies three drafts, sequences and drafts are such.)
+    """
     scale = np.sqrt((work**2).mean(axis=0))
     scale[scale == 0.0] = 1.0
-    model = LinearRegression(positive=True, fit_intercept=False).fit(work / scale, target)
+    columns = work / scale
+    cosines = np.triu(columns.T @ columns / len(columns), 1)
+    columns[:, (cosines > 1.0 - ROUNDING).any(axis=0)] = 0.0
+    model = LinearRegression(positive=True, fit_intercept=False).fit(columns, target)
     return np.asarray(model.coef_ / scale, np.float64)
 
 

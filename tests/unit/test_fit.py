@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from profiler.fit import StepTimeRegressor, cross_validated, errors, fit, held_out, window_sums
+from profiler.fit import StepTimeRegressor, cross_validated, errors, fit, held_out, non_negative, window_sums
 from profiler.steps import Steps, as_matrix, pad
 from simulator.cost import CostModel
 from simulator.engine import EngineConfig, GraphMode
@@ -93,6 +93,17 @@ def test_no_coefficient_is_negative() -> None:
     assert (fitted.coef_ >= 0.0).all()
     assert fitted.coef_[0] > 1e7
     assert all(value > 0.0 for regime in fitted.regimes().values() for value in regime.gpu_ns.values())
+
+
+@pytest.mark.parametrize("off", [-1e-15, 0.0, 1e-15])
+def test_of_columns_that_say_the_same_the_first_is_taken(off: float) -> None:
+    """However another CPU rounds them."""
+    rng = np.random.default_rng(0)
+    seqs, context = rng.integers(1, 512, 200).astype(float), rng.integers(1, 10**6, 200).astype(float)
+    drafts = 3.0 * seqs * (1.0 + off * rng.choice([-1.0, 1.0], 200))
+    times_ns = 9000.0 * seqs + 2.0 * context
+    assert non_negative(np.column_stack([seqs, context, drafts]), times_ns) == pytest.approx([9000.0, 2.0, 0.0])
+    assert non_negative(np.column_stack([drafts, context, seqs]), times_ns) == pytest.approx([3000.0, 2.0, 0.0])
 
 
 def test_the_same_steps_give_the_same_bits() -> None:
