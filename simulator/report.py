@@ -10,6 +10,7 @@ import numpy as np
 
 from simulator.plan import Plan
 from simulator.planning.candidate import GOODPUT, Candidate, Check, pooled
+from simulator.reporting.caveats import caveats
 from simulator.reporting.wording import duration, plus_minus, slo_label, value_text
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
         ("drafts", _drafts(plan)),
         ("extrapolated", _extrapolated(plan)),
     ]
-    found.append(("beware", "; ".join(_caveats(plan))))
+    found.append(("beware", "; ".join(caveats(plan))))
     return [(label, sentence) for label, sentence in found if sentence]
 
 
@@ -331,21 +332,6 @@ def _extrapolated(plan: Plan) -> str:
         for name, share in sorted(shares.items(), key=lambda i: -i[1])
     ]
     return "above what was measured: " + ", ".join(parts)
-
-
-def _caveats(plan: Plan) -> list[str]:
-    found = list(plan.caveats)
-    judged = plan.chosen or next(reversed(plan.candidates.values()), None)
-    if not plan.settled:
-        found.append("the service had not settled at the end of the warm-up: give a longer plan.hours")
-    if judged is not None:
-        rejected, sent = sum(trial.rejected for trial in judged.trials), sum(trial.simulated_requests for trial in judged.trials)
-        if rejected:
-            found.append(f"{rejected / (rejected + sent):.2%} of the prompts reach max_model_len and are rejected")
-        preempted = sum(trial.preemptions for trial in judged.trials)
-        if preempted:
-            found.append(f"{preempted:,} preemptions: the KV cache is full at times, and answers are computed twice")
-    return found
 
 
 # -- parts of sentences ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 from simulator.artifacts.accuracy import accuracy_text
 from simulator.config import Config
 from simulator.fleet.text import fleet_text, verdict
+from simulator.reporting.caveats import api_server
 from simulator.reporting.summary import BENCH_NAMES
 from simulator.reporting.wording import duration, slo_label, value_text
 
@@ -35,6 +36,7 @@ def run_text(config: Config, figures: Mapping[str, Any], description: str) -> st
     if figures.get("slo"):
         parts.append("\n".join(_slo_line(outcome) for outcome in figures["slo"]))
     parts += _warnings(figures)
+    parts += [f"Beware: {caveat}." for caveat in api_server(_emitted_tokens_per_s(config, figures))]
     if known := accuracy_text(config):
         parts.append(f"Accuracy: {known}.")
     return "\n\n".join(parts)
@@ -126,3 +128,12 @@ def _warnings(figures: Mapping[str, Any]) -> list[str]:
         return []
     features = ", ".join(f"{name} in {share:.1%} of the time" for name, share in outside.items())
     return [f"Extrapolated: above what was measured lie {features}."]
+
+
+def _emitted_tokens_per_s(config: Config, figures: Mapping[str, Any]) -> float:
+    """Of one engine, of those that answer."""
+    if config.autoscaling is not None:
+        engines = figures["gpu_hours"] * 3600 / config.tensor_parallel_size / figures["duration"]
+    else:
+        engines = config.cluster.num_replicas + sum(pool.num_replicas for pool in config.cluster.pools)
+    return float(figures["output_throughput"] / engines)
