@@ -23,6 +23,9 @@ IN_STEP_TOKENS, IN_STEP_SEQS = 50, 128
 many sequences, weighs like a step that is off by as much: of profiles with hardly any but equal contexts, that decides."""
 
 TERMS = (
+    # Before the sequences: where each has equally many drafts the fit cannot tell them apart, and lets the first stand for both. A model's
+    # profile without drafts says that its sequences alone cost nothing up to 64.
+    "verify_tokens",
     # The product with the vocabulary, and what attention does once a sequence.
     "decode_seqs",
     "decode_seqs[64:]",
@@ -37,7 +40,6 @@ TERMS = (
     # Attention of prompts: pairs of tokens, keys and values read.
     "prefill_attention_tokens",
     "prefill_context_tokens",
-    "verify_tokens",
 )
 """Terms of all graph modes, beside the table of padded sizes: the kernels are the same."""
 
